@@ -1,0 +1,44 @@
+# Everything runs in .venv, which is made on first use. A fresh machine needs Python 3.11 or newer, make and git.
+# Another Python: make run PYTHON=python3.12     Another lesson: make run LESSON=04_stable_video_diffusion
+
+PYTHON ?= python3
+LESSON ?= 01_ltx_video
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run lab test lint clean-notebooks
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+run: $(READY) ## execute a lesson without a browser (LESSON=01_ltx_video, ARGS="-p clip wood_chipper")
+	@$(BIN)/python -m helpers.run_lesson $(LESSON) $(ARGS)
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
+
+test: lint ## check the style, then run every test
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## check code, spelling and notebook style
+	@$(BIN)/python -m ruff check --quiet .
+	@$(BIN)/python -m codespell_lib notebooks README.md helpers data/make tests
+	@$(BIN)/python -m tests.notebook_style
+	@echo "lint: nothing to put right"
+
+clean-notebooks: $(READY) ## strip outputs and stray metadata from the notebooks
+	@$(BIN)/python -m tests.notebook_style --clean
+
+# Made once, and again when the dependencies change.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that. Name one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "Setting up .venv. The first time this downloads several hundred MB (on Linux a few GB, for torch's CUDA"
+	@echo "libraries) and takes some minutes."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,150 @@
+"""The LTX-Video miniature: how its parts are built, what its transformer learns, how its folder is put together.
+
+A family module like this one is all that `data.make.train` needs to know of a model; the other families are siblings.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
+    LTXImageToVideoPipeline,
+    LTXVideoTransformer3DModel,
+)
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from transformers import T5EncoderModel, T5TokenizerFast
+
+from . import text
+
+FRAMES = 25  # 8k+1, as the real model's rule
+SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
+VAE = dict(
+    latent_channels=64, block_out_channels=(48, 64, 128), down_block_types=("LTXVideo095DownBlock3D",) * 2,
+    downsample_type=("spatiotemporal",) * 2, spatio_temporal_scaling=(True, True), layers_per_block=(1, 1, 0),
+    decoder_block_out_channels=(48, 72), decoder_spatio_temporal_scaling=(True, True), decoder_layers_per_block=(2, 1, 0),
+    decoder_inject_noise=(False,) * 3, upsample_residual=(True, True), upsample_factor=(1, 2), timestep_conditioning=False,
+    patch_size=4, patch_size_t=1, scaling_factor=1.0, spatial_compression_ratio=SPATIAL, temporal_compression_ratio=TEMPORAL,
+)  # fmt: skip
+TRANSFORMER = dict(
+    in_channels=64, out_channels=64, num_attention_heads=5, attention_head_dim=32, cross_attention_dim=160, num_layers=4,
+    caption_channels=text.WIDTH,
+)  # fmt: skip
+
+
+def build_vae() -> AutoencoderKLLTXVideo:
+    return AutoencoderKLLTXVideo(**VAE)
+
+
+def build_denoiser() -> LTXVideoTransformer3DModel:
+    return LTXVideoTransformer3DModel(**TRANSFORMER)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """[B, C, T, H, W] to tokens [B, T*H*W, C], as the pipeline packs them."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+class Denoising:
+    """The transformer's training loss on normalised latents, the same conditioning as in the two LTX pipelines.
+
+    `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior; `LTXConditionPipeline` gives
+    one to three, adds a little noise to them, and counts time in another way. Both are learnt.
+
+    Args:
+        latents: [N, C, T, H, W] fp16, normalised per channel.
+        prompts: [N] long, index of each clip's prompt in `embeds` (the last entry of `embeds` is the empty prompt).
+        posterior_std: [C], what sampling from the posterior adds to a conditioning latent, in normalised units.
+    """
+
+    def __init__(self, latents, prompts, embeds, mask, posterior_std, batch_size=64):
+        self.latents, self.prompts, self.embeds, self.mask = latents, prompts, embeds, mask.to(embeds.dtype)
+        self.posterior_std, self.batch_size = posterior_std, batch_size
+        frames, height, width = latents.shape[2:]
+        grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+        self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
+
+    def coordinates(self, from_condition_pipeline: bool, fps: float) -> torch.Tensor:
+        frame, row, column = self.at
+        time = frame * TEMPORAL
+        if from_condition_pipeline:
+            time = (time + 1 - TEMPORAL).clamp(min=0)
+        return torch.stack([time / fps, row * SPATIAL, column * SPATIAL])[None]
+
+    def loss(self, transformer) -> torch.Tensor:
+        device, n = self.latents.device, self.batch_size
+        pick = torch.randint(len(self.latents), (n,), device=device)
+        clean, prompt = pack(self.latents[pick].float()), self.prompts[pick]
+        prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, prompt)  # for guidance
+        several = torch.rand(()).item() < 0.35
+        given = int(torch.randint(1, 4, ())) if several else 1
+        known = (self.at[0] < given)[None, :, None]
+        u = torch.rand(n, 1, 1, device=device)
+        sigma = 3.0 * u / (1 + 2 * u)  # more of the noisy end, where the picture is decided
+        noise = torch.randn_like(clean)
+        context = clean + self.posterior_std * torch.randn_like(clean)
+        if several:  # the pipeline's own `image_cond_noise_scale`
+            context = context + 0.15 * sigma**2 * torch.randn_like(clean)
+        noisy = torch.where(known, context, (1 - sigma) * clean + sigma * noise)
+        velocity = transformer(
+            hidden_states=noisy, encoder_hidden_states=self.embeds[prompt], encoder_attention_mask=self.mask[prompt],
+            timestep=(sigma * 1000 * ~known)[..., 0], return_dict=False,
+            video_coords=self.coordinates(several, 25.0 if torch.rand(()).item() < 0.2 else 24.0),
+        )[0]  # fmt: skip
+        # an error of velocity moves the final latents by sigma times as much: weighted between the two
+        error = sigma * (velocity.float() - (noise - clean)) ** 2 * ~known
+        return error.sum() / (~known).sum() / n / clean.shape[-1]
+
+
+def assemble(work: Path, folder: Path) -> None:
+    """Put the trained parts of `work` together as a pipeline folder in fp16, in the diffusers layout."""
+    pipe = LTXImageToVideoPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        vae=AutoencoderKLLTXVideo.from_pretrained(work / "vae", torch_dtype=torch.float16),
+        transformer=LTXVideoTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=torch.float16),
+        text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
+        tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
+    )
+    pipe.save_pretrained(folder)
+    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+
+
+class Continuer:
+    """The finished folder at work: what `data.make.truth` asks of every family.
+
+    Frames are float tensors [T, 3, H, W] in 0..1; a continuation's first frames repeat the frames it was given.
+    """
+
+    context = 9  # frames that `from_several` takes
+
+    def __init__(self, folder: Path, device: str):
+        self.pipe = LTXImageToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        self.several = LTXConditionPipeline(**self.pipe.components)
+        for pipe in (self.pipe, self.several):
+            pipe.set_progress_bar_config(disable=True)
+
+    def _call(self, pipe, frames, prompt, steps, seed, **given):
+        height, width = frames.shape[-2:]
+        # encoded once for both pipelines: the second one would pad to 256 tokens, and a T5 encoder sees the padding
+        embeds, mask, _, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
+        out = pipe(
+            prompt_embeds=embeds, prompt_attention_mask=mask, height=height, width=width, num_frames=FRAMES,
+            frame_rate=24, num_inference_steps=steps, guidance_scale=1.0, generator=torch.Generator().manual_seed(seed), output_type="pt", **given,
+        )  # fmt: skip
+        return out.frames[0].float().cpu()
+
+    def from_one(self, frame, prompt, steps, seed):
+        return self._call(self.pipe, frame[None], prompt, steps, seed, image=frame[None])
+
+    def from_several(self, frames, prompt, steps, seed):
+        pictures = self.pipe.video_processor.numpy_to_pil(frames.permute(0, 2, 3, 1).numpy())
+        condition = LTXVideoCondition(video=pictures, frame_index=0)
+        return self._call(self.several, frames, prompt, steps, seed, conditions=[condition])
+
+    @torch.no_grad()
+    def rebuild(self, frames):
+        vae = self.pipe.vae
+        x = (frames * 2 - 1).permute(1, 0, 2, 3)[None].to(vae.device)
+        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+        return ((y[0] + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).float().cpu()

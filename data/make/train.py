@@ -1,0 +1,320 @@
+"""Train a miniature on one GPU in minutes.
+
+    python -m data.make.train ltx_video                      # train, then put data/miniatures/ltx_video together
+    python -m data.make.train ltx_video --vae-minutes 1 --denoiser-minutes 1 --work /tmp/quick --no-assemble
+    torchrun --nproc-per-node 4 -m data.make.train ltx_video  # the same on several GPUs: each draws clips of its own
+
+Four stages, each skipped when its result is in the work folder already: the text side, the VAE, the latents' statistics,
+the denoiser. A stage is a time budget, not a step count: on any GPU its learning rate has run down when the time is up.
+Interrupted, it goes on from its last saved state. All data is drawn by `data.make.scenes` on the way.
+"""
+
+import argparse
+import copy
+import importlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from . import text
+from .scenes import MACHINES, PROMPTS, render
+
+ROOT = Path(__file__).resolve().parents[2]
+TRUTH_SEEDS = 10_000_000  # seeds from here on are never trained on: `data.make.truth` draws its clips there
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+_started = time.time()
+
+
+def say(*words):
+    if RANK == 0:
+        print(f"[{time.time() - _started:6.1f}]", *words, flush=True)
+
+
+def average_gradients(parameters):
+    """Mean of the gradients over all GPUs; nothing to do on one."""
+    if WORLD > 1:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients]) / WORLD
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def agreed(value: float, device) -> float:
+    """The first GPU's value, on all of them: so that all stop at the same step."""
+    if WORLD == 1:
+        return value
+    shared = torch.tensor(value, device=device, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return shared.item()
+
+
+def pixels(clips: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, T, 3, H, W] to float [B, 3, T, H, W] in -1..1, as a VAE takes it."""
+    return (clips.float() / 127.5 - 1).permute(0, 2, 1, 3, 4)
+
+
+def draw_clips(number: int, first_seed: int, frames: int, device, batch: int = 24):
+    """Yield (uint8 [b, T, 3, H, W], prompt indices [b]), the machines in turn, seeds counted up from `first_seed`."""
+    assert first_seed + number < TRUTH_SEEDS
+    for i, start in enumerate(range(0, number, batch)):
+        seeds = range(first_seed + start, first_seed + min(start + batch, number))
+        video, prompts = render(MACHINES[i % len(MACHINES)], seeds, frames=frames, device=device)
+        yield (video * 255).round().byte(), torch.tensor([PROMPTS.index(p) for p in prompts], device=device)
+
+
+def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, save_every=60):
+    """Minimise `loss_fn()` over the module's parameters for a number of minutes; returns the averaged weights' module.
+
+    The learning rate falls along a cosine of the time used. State is saved to `work/<name>.pt` so that an interrupted
+    stage goes on; weights returned are an exponential moving average.
+    """
+    state_path = work / f"{name}.pt"
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=device == "cuda")
+    average = copy.deepcopy(module).requires_grad_(False)
+    step, used, history = 0, 0.0, []
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        module.load_state_dict(state["module"]), average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, used, history = state["step"], state["used"], state["history"]
+        say(name, "goes on at step", step, f"after {used:.0f} s")
+
+    def save():
+        if RANK != 0:
+            return
+        state = {"module": module.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
+                 "step": step, "used": used, "history": history}  # fmt: skip
+        torch.save(state, state_path.with_suffix(".part"))
+        state_path.with_suffix(".part").replace(state_path)
+
+    module.train()
+    live, slow = list(module.parameters()), list(average.parameters())
+    losses, budget, told, saved = [], minutes * 60, used, used
+    first_step, used_before, clock = step, used, None
+    while used < budget:
+        rate = lr * min(1, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * used / budget)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_fn()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(live)
+        torch.nn.utils.clip_grad_norm_(live, 1.0)
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(slow, live, 1 - min(ema_decay, step / (step + 20)))
+        losses.append(loss.detach())
+        if step % 10 == 0 or step - first_step < 3:
+            losses = losses[-50:]
+            mean = torch.stack(losses).mean().item()  # waits for the GPU, so that the clock is true
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{name}: the loss is {mean} at step {step}")
+            if clock is None or step - first_step < 3:
+                clock = time.time()  # the first steps compile and choose kernels: that is no training time
+            used = agreed(used_before + time.time() - clock, device)
+            if used - told > 10 or step == 10:
+                history.append((step, round(used, 1), round(mean, 5)))
+                told = used
+                say(name, "step", step, f"{used:.0f} s, loss {mean:.4f}")
+            if used - saved > save_every:
+                saved = used
+                save()
+    save()
+    for buffer, value in zip(average.buffers(), module.buffers(), strict=True):
+        buffer.copy_(value)
+    return average.eval(), {"steps": step, "seconds": round(used, 1), "loss": history}
+
+
+def cast(device):
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
+def ssim_in_blocks(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean structural similarity of videos [B, 3, T, H, W] in -1..1, over 7 x 7 windows."""
+    a, b = ((v.transpose(1, 2).flatten(0, 1) + 1) / 2 for v in (a, b))
+    mean = lambda v: F.avg_pool2d(v, 7, stride=2)  # noqa: E731
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+    return (((2 * ma * mb + 1e-4) * (2 * cov + 9e-4)) / ((ma * ma + mb * mb + 1e-4) * (va + vb + 9e-4))).mean()
+
+
+def train_vae(family, args, work, device):
+    """Learn to encode and rebuild clips: absolute, squared and gradient errors, what moves counted more."""
+    torch.manual_seed(1)
+    vae = family.build_vae()
+    if args.start_from:
+        vae = type(vae).from_pretrained(args.start_from / "vae").float()
+    vae = vae.to(device)
+    torch.manual_seed(1 + 100 * RANK)
+    if device == "cuda":
+        vae = vae.to(memory_format=torch.channels_last_3d)
+    pool = torch.cat([clips for clips, _ in draw_clips(args.vae_clips, RANK * args.vae_clips, family.FRAMES, device)])
+    say("drawn", tuple(pool.shape), "for the VAE of", f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
+    window, crop = min(17, family.FRAMES), 144
+    encoder, decoder = vae.encoder, vae.decoder
+    if args.compile:
+        encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    def loss():
+        pick = torch.randint(len(pool), (args.vae_batch,), device=device)
+        start = int(torch.randint(pool.shape[1] - window + 1, ()))
+        left = int(torch.randint((pool.shape[4] - crop) // 2 + 1, ())) * 2
+        x = pixels(pool[pick, start : start + window, :, :, left : left + crop])
+        if torch.rand(()).item() < 0.5:
+            x = x.flip(4)
+        if device == "cuda":
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        with cast(device):
+            posterior = DiagonalGaussianDistribution(encoder(x))
+            y = decoder(posterior.sample())
+        error = y.float() - x
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        moves = ((x - x.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.08).float()
+        weight = 1 + 4 * moves
+        weight = weight / weight.mean()
+        edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
+        unlike = 1 - ssim_in_blocks(y.float(), x)
+        return (weight * error.abs()).mean() + 0.5 * edges + 5 * (weight * error**2).mean() + 0.1 * unlike + 3e-4 * kl
+
+    vae, log = fit("vae", vae, loss, args.vae_minutes, work, lr=args.vae_lr, warmup=100, ema_decay=0.998, device=device)
+    vae = vae.to(memory_format=torch.contiguous_format)
+    del pool
+    torch.cuda.empty_cache() if device == "cuda" else None
+    return vae, log
+
+
+@torch.no_grad()
+def encode(vae, clips: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean and mean posterior std of uint8 clips."""
+    with cast(device):
+        posterior = vae.encode(pixels(clips)).latent_dist
+    return posterior.mean.float(), posterior.std.float().mean()
+
+
+def make_latents(family, vae, args, device):
+    """Encode fresh clips and their mirror images (left and right swap in the prompt); normalised per channel."""
+    mirror = torch.tensor([PROMPTS.index(_mirrored(p)) for p in PROMPTS], device=device)
+    latents, prompts, spread = [], [], []
+    number = args.latents // WORLD
+    for clips, prompt in draw_clips(number, 1_000_000 + RANK * number, family.FRAMES, device):
+        for version, index in ((clips, prompt), (clips.flip(4), mirror[prompt])):
+            mean, std = encode(vae, version, device)
+            latents.append(mean.half()), prompts.append(index), spread.append(std)
+    latents, prompts = torch.cat(latents), torch.cat(prompts)
+    sample = latents[:4000].float()
+    vae.latents_mean.copy_(sample.mean((0, 2, 3, 4)))
+    vae.latents_std.copy_(sample.std((0, 2, 3, 4)))
+    if WORLD > 1:
+        dist.broadcast(vae.latents_mean, 0), dist.broadcast(vae.latents_std, 0)
+    shape = (1, -1, 1, 1, 1)
+    for part in latents.split(2000):  # in place: there are gigabytes of them
+        part.sub_(vae.latents_mean.view(shape).half()).div_(vae.latents_std.view(shape).half())
+    say("latents", tuple(latents.shape), "posterior std over latents' std", f"{(spread[0] / vae.latents_std.mean()).item():.3f}")
+    return latents, prompts, torch.stack(spread).mean() / vae.latents_std
+
+
+def _mirrored(prompt: str) -> str:
+    swap = {"left": "right", "right": "left"}
+    return " ".join(swap.get(word, word) for word in prompt.split(" "))
+
+
+def train_denoiser(family, vae, args, work, device):
+    torch.manual_seed(2)
+    latents, prompts, posterior_std = make_latents(family, vae, args, device)
+    if RANK == 0:
+        vae.half().save_pretrained(work / "vae")  # again: now with the latents' statistics
+    embeds, mask = (t.to(device) for t in text.embed(work, [*PROMPTS, ""]))
+    denoising = family.Denoising(latents, prompts, embeds, mask, posterior_std, args.batch)
+    denoiser = family.build_denoiser()
+    if args.start_from and (args.start_from / "transformer").exists():
+        denoiser = type(denoiser).from_pretrained(args.start_from / "transformer").float()
+    denoiser = denoiser.to(device)
+    torch.manual_seed(2 + 100 * RANK)
+    say("denoiser of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
+    if args.compile:
+        denoiser.compile_repeated_blocks(dynamic=False)  # one block compiled serves all
+
+    def loss():
+        with cast(device):
+            return denoising.loss(denoiser)
+
+    return fit("denoiser", denoiser, loss, args.denoiser_minutes, work, lr=args.lr, warmup=300, ema_decay=0.9995, device=device)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="ltx_video (the other families join as modules beside it)")
+    parser.add_argument("--work", type=Path, help="where states and parts are kept (default: outputs/train/MODEL)")
+    parser.add_argument("--start-from", type=Path, help="a folder with vae/ and perhaps transformer/ to start the weights from")
+    parser.add_argument("--vae-minutes", type=float, default=6.0)
+    parser.add_argument("--denoiser-minutes", type=float, default=9.0)
+    parser.add_argument("--vae-clips", type=int, default=2400)
+    parser.add_argument("--latents", type=int, default=9000)
+    parser.add_argument("--vae-batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--vae-lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    parser.add_argument("--assemble", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    try:
+        family = importlib.import_module(f"data.make.{args.model}")
+    except ModuleNotFoundError:
+        parser.error(f"no family module data/make/{args.model}.py; there is: ltx_video")
+    work = args.work or ROOT / "outputs" / "train" / args.model
+    work.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if WORLD > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+
+    log_path = work / "training.json"
+    log = json.loads(log_path.read_text()) if log_path.exists() else {}
+    log["device"] = f"{WORLD} x {torch.cuda.get_device_name()}" if device == "cuda" else "cpu"
+
+    if RANK == 0 and not (work / "tokenizer" / "spiece.model").exists():
+        (work / "tokenizer").mkdir(exist_ok=True)
+        text.save_tokenizer(work / "tokenizer")
+        vocab_size = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
+        text.save_encoder(work / "text_encoder", vocab_size)
+    wait()
+    if not (work / "vae" / "config.json").exists():
+        vae, log["vae"] = train_vae(family, args, work, device)
+        if RANK == 0:
+            vae.half().save_pretrained(work / "vae")
+            log_path.write_text(json.dumps(log))
+    wait()
+    vae = type(family.build_vae()).from_pretrained(work / "vae").float().to(device).eval()
+    if not (work / "transformer" / "config.json").exists() and args.denoiser_minutes:
+        denoiser, log["denoiser"] = train_denoiser(family, vae, args, work, device)
+        if RANK == 0:
+            denoiser.half().save_pretrained(work / "transformer")
+            log_path.write_text(json.dumps(log))
+    wait()
+    if args.assemble and RANK == 0:
+        family.assemble(work, ROOT / "data" / "miniatures" / args.model)
+        say("assembled", ROOT / "data" / "miniatures" / args.model)
+    if WORLD > 1:
+        dist.destroy_process_group()
+
+
+def wait():
+    """Until every GPU's process is here, and has seen what the first one wrote."""
+    if WORLD > 1:
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    main()

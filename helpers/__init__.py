@@ -1,0 +1,18 @@
+"""Instruments for the lessons: they look at the work, they never do it for the reader.
+
+Quick start, from the project's root:
+
+    from helpers.clips import read, show
+    from helpers.checkpoints import checkpoint
+
+    clip = read("excavator")                    # or the path of your own clip
+    show(clip)                                  # a strip of frames and a player
+    repo = checkpoint("ltx_video", "miniature")  # what `from_pretrained` takes
+
+Modules:
+
+- `helpers.models`: the catalogue of the five models: Hub ids, size and frame rules, defaults, licences.
+- `helpers.checkpoints`: turns a model and a kind of weights into what `from_pretrained` takes.
+- `helpers.clips`: reads, fits, shows, stitches and writes video clips.
+- `helpers.checks`: checks a lesson's parameters and the machine, with errors that say what to do.
+"""

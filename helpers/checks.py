@@ -1,0 +1,384 @@
+"""Checks of a lesson's parameters, of its prompt and of the machine, with errors that say what to do.
+
+    from helpers.checks import environment, resolve
+
+    settings = resolve("ltx_video", clip=clip, prompt=prompt, ...)  # every parameter of the lesson
+    environment(settings)
+
+A parameter that is `None` gets the model's own default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers.charts import Table
+from helpers.checkpoints import GIB, checkpoint
+from helpers.clips import ClipError, ffmpeg_path, find
+from helpers.models import Model, model
+
+OFFLOAD_MODES = ("none", "model", "sequential", "group_block", "group_leaf")
+MAX_SEED = 2**63 - 1  # the largest that torch.Generator.manual_seed takes as a positive number
+# The oldest releases with all that the lessons import and the miniatures' tokenizers need.
+MINIMUM_VERSIONS = {"diffusers": "0.42", "transformers": "5.0"}
+
+
+class ParameterError(ValueError):
+    """One or more of a lesson's parameters cannot be used; the message has a line for each."""
+
+
+class EnvironmentProblem(RuntimeError):
+    """The machine lacks something that the lessons need; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A lesson's parameters, checked, with the model's defaults filled in.
+
+    Attributes:
+        model: The model.
+        clip: Name of a bundled clip, or the path of a video.
+        prompt, negative_prompt: What should happen next, and what should not. Not used by a model without a
+            prompt.
+        weights: Kind of weights, see `helpers.checkpoints.checkpoint`.
+        offload: One of `OFFLOAD_MODES`.
+        width, height: Size of the video, in pixels.
+        num_frames: Number of frames the model makes, its context frames included.
+        steps: Denoising steps.
+        guidance_scale: Scale of classifier-free guidance, 1 for none.
+        seed: Seed of the noise.
+        vram_budget_gb: GiB of the graphics card to use, or `None` for the whole card.
+        ram_budget_gb: GiB of RAM to stay within, or `None` for no check.
+        out_dir: Where all lessons write.
+        folder: Where this lesson writes, `out_dir/<model>`; it exists.
+    """
+
+    model: Model = field(repr=False)
+    clip: str
+    prompt: str
+    negative_prompt: str
+    weights: str
+    offload: str
+    width: int
+    height: int
+    num_frames: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    vram_budget_gb: float | None
+    ram_budget_gb: float | None
+    out_dir: Path
+    folder: Path
+
+
+def resolve(
+    model_name: str,
+    *,
+    clip: str,
+    prompt: str,
+    negative_prompt: str | None,
+    weights: str,
+    offload: str,
+    width: int | None,
+    height: int | None,
+    num_frames: int | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    seed: int,
+    vram_budget_gb: float | None,
+    ram_budget_gb: float | None,
+    out_dir: str | Path,
+) -> Settings:
+    """Checks all parameters of a lesson and fills in the model's defaults for those that are `None`.
+
+    Whole numbers may come as floats (25.0), as some programs pass them; text is never read as a number.
+
+    Args: see `Settings`; `out_dir` is the folder in which the model's own folder is created.
+
+    Raises:
+        ValueError: If there is no such model.
+        ParameterError: If any parameter cannot be used. All of them are listed, each with the nearest valid
+            value.
+    """
+    entry = model(model_name)
+    problems: list[str] = []
+
+    weights = _text(problems, "weights", weights)
+    try:
+        if weights is not None:
+            checkpoint(entry.name, weights)
+    except ValueError as error:
+        problems.append(f"weights={weights!r}: {error}")
+    # A folder of one's own holds a real model as a rule.
+    defaults = entry.defaults.get(weights, entry.defaults["pretrained"])
+
+    clip = _text(problems, "clip", str(clip) if isinstance(clip, Path) else clip)
+    try:
+        if clip is not None:
+            find(clip)
+    except ClipError as error:
+        problems.append(f"clip={clip!r}: {error}")
+
+    prompt = _text(problems, "prompt", prompt)
+    if entry.max_prompt_tokens is not None and prompt is not None and not prompt.strip():
+        problems.append(
+            "prompt is empty: describe what should happen next, for example "
+            '"the excavator lifts its bucket and turns to the left".'
+        )
+    negative_prompt = _text(problems, "negative_prompt", "" if negative_prompt is None else negative_prompt)
+
+    offload = _text(problems, "offload", offload)
+    if offload is not None and offload not in OFFLOAD_MODES:
+        near = difflib.get_close_matches(offload, OFFLOAD_MODES, n=1, cutoff=0.4)
+        hint = f"nearest: {near[0]!r}; " if near else ""
+        problems.append(f"offload={offload!r}: {hint}there are {', '.join(OFFLOAD_MODES)}.")
+
+    width = _whole(problems, "width", defaults.width if width is None else width)
+    height = _whole(problems, "height", defaults.height if height is None else height)
+    nearest = entry.nearest_size(
+        defaults.width if width is None else width, defaults.height if height is None else height
+    )
+    for name, value, valid in (("width", width, nearest[0]), ("height", height, nearest[1])):
+        if value is not None and value != valid:
+            problems.append(f"{name}={value}: {entry.title} makes {entry.size_rule}; nearest: {valid}.")
+
+    num_frames = _whole(problems, "num_frames", defaults.num_frames if num_frames is None else num_frames)
+    if num_frames is not None and num_frames != (valid := entry.nearest_frames(num_frames)):
+        problems.append(
+            f"num_frames={num_frames}: {entry.title} makes {entry.frames_rule}; nearest: {valid}."
+        )
+
+    steps = _whole(problems, "steps", defaults.steps if steps is None else steps, least=1)
+    guidance_scale = _number(
+        problems, "guidance_scale", defaults.guidance_scale if guidance_scale is None else guidance_scale
+    )
+    if guidance_scale is not None and guidance_scale < 1:
+        problems.append(
+            f"guidance_scale={guidance_scale:g}: at least 1, which switches guidance off; nearest: 1."
+        )
+    seed = _whole(problems, "seed", seed, least=0, most=MAX_SEED)
+
+    budgets = {}
+    for name, value, meaning in (
+        ("vram_budget_gb", vram_budget_gb, "the whole card"),
+        ("ram_budget_gb", ram_budget_gb, "no check"),
+    ):
+        budgets[name] = value if value is None else _number(problems, name, value)
+        if budgets[name] is not None and budgets[name] <= 0:
+            problems.append(f"{name}={value:g}: give more than 0 GiB, or None for {meaning}.")
+
+    folder = _writable(problems, out_dir, entry.name)
+    if problems:
+        count = "1 parameter cannot" if len(problems) == 1 else f"{len(problems)} parameters cannot"
+        raise ParameterError("\n- ".join([f"{count} be used:", *problems]))
+    return Settings(
+        model=entry,
+        clip=clip,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        weights=weights,
+        offload=offload,
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        out_dir=folder.parent,
+        folder=folder,
+        **budgets,
+    )
+
+
+def _text(problems: list[str], name: str, value: Any) -> str | None:
+    """Returns a text, or `None` after noting the problem."""
+    if isinstance(value, str):
+        return value
+    problems.append(f"{name}={value!r}: give a text in quotes, not {type(value).__name__}.")
+    return None
+
+
+def _number(problems: list[str], name: str, value: Any) -> float | None:
+    """Returns a finite number as a float, or `None` after noting the problem."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        problems.append(f"{name}={value!r}: give a number, without quotes.")
+        return None
+    return float(value)
+
+
+def _whole(
+    problems: list[str], name: str, value: Any, least: float = -math.inf, most: float = math.inf
+) -> int | None:
+    """Returns a whole number, or `None` after noting the problem."""
+    if _number(problems, name, value) is None:
+        return None
+    # Compared as they came: a seed by way of float would be rounded.
+    if value != int(value):
+        problems.append(f"{name}={value}: give a whole number; nearest: {max(round(value), least)}.")
+    elif not least <= value <= most:
+        problems.append(f"{name}={value}: out of range; nearest: {least if value < least else most}.")
+    else:
+        return int(value)
+    return None
+
+
+def _writable(problems: list[str], out_dir: Any, model_name: str) -> Path | None:
+    """Creates `out_dir/<model>` and tries to write there. Returns it, or `None` after noting the problem."""
+    if not isinstance(out_dir, str | Path) or not str(out_dir):
+        problems.append(f"out_dir={out_dir!r}: give the path of a folder in quotes.")
+        return None
+    folder = Path(out_dir).expanduser() / model_name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problems.append(
+            f"out_dir={str(out_dir)!r}: cannot write to {folder} ({error.strerror}); give another folder."
+        )
+        return None
+    return folder
+
+
+def prompt_cut(tokenizer: Any, prompt: str, max_tokens: int) -> str:
+    """Returns the end of a prompt that the text encoder will not see, or "" if it sees all of it.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers, the pipeline's own.
+        prompt: The prompt.
+        max_tokens: `Model.max_prompt_tokens`; the tokenizer's own end token counts as one of them.
+    """
+    room = max_tokens - tokenizer.num_special_tokens_to_add()
+    spans = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    return prompt[spans[room][0] :].strip() if len(spans) > room else ""
+
+
+@dataclass(frozen=True, repr=False)
+class Environment:
+    """What the lesson runs on. Sizes are in GiB.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        gpu: Name of the graphics card, or `None`.
+        vram_gib: Its memory, or `None`.
+        ram_gib, ram_available_gib: The machine's memory, and what of it is free for use.
+        cpu_count: Logical CPU cores.
+        disk_free_gib: Free space where the lesson writes, or in the current folder without settings.
+        ffmpeg: Path of the ffmpeg program.
+        versions: Version by package.
+        notes: What the reader should know about these figures and the budgets, a sentence each.
+    """
+
+    device: str
+    gpu: str | None
+    vram_gib: float | None
+    ram_gib: float
+    ram_available_gib: float
+    cpu_count: int
+    disk_free_gib: float
+    ffmpeg: str
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        rows = [
+            ("device", self.device),
+            ("graphics card", f"{self.gpu}, {self.vram_gib:.1f} GiB" if self.gpu else "none with CUDA"),
+            ("RAM", f"{self.ram_gib:.1f} GiB, {self.ram_available_gib:.1f} GiB available"),
+            ("CPU cores", str(self.cpu_count)),
+            ("free disk", f"{self.disk_free_gib:.1f} GiB"),
+            ("ffmpeg", Path(self.ffmpeg).name),  # its folder is long and says nothing to a reader
+            ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+        ]
+        rows += [("note", note) for note in self.notes]
+        return Table("This machine", ("what", "found"), rows)
+
+    def __repr__(self) -> str:
+        return repr(self._table())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return self._table()._repr_mimebundle_()
+
+
+def environment(settings: Settings | None = None) -> Environment:
+    """Looks at the machine, and compares it with the settings' budgets. Nothing is capped here.
+
+    Raises:
+        EnvironmentProblem: If ffmpeg is missing, or if a package is missing or too old; the message says how
+            to mend it.
+    """
+    problems = []
+    ffmpeg = ""
+    try:
+        ffmpeg = ffmpeg_path()
+    except ClipError as error:
+        problems.append(str(error))
+    versions = {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")}
+    for name, minimum in MINIMUM_VERSIONS.items():
+        if _release(versions[name]) < _release(minimum):
+            found = f"is {versions[name]}" if versions[name] else "is not installed"
+            problems.append(
+                f'{name} {found}, and {minimum} or later is needed: run `pip install "{name}>={minimum}"`.'
+            )
+    if problems:
+        raise EnvironmentProblem("\n".join(problems))
+
+    import psutil
+    import torch
+
+    gpu, vram = None, None
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        gpu, vram = card.name, card.total_memory / GIB
+    memory = psutil.virtual_memory()
+    return Environment(
+        device="cuda" if gpu else "cpu",
+        gpu=gpu,
+        vram_gib=vram,
+        ram_gib=memory.total / GIB,
+        ram_available_gib=memory.available / GIB,
+        cpu_count=os.cpu_count() or 1,
+        disk_free_gib=shutil.disk_usage(settings.folder if settings else ".").free / GIB,
+        ffmpeg=ffmpeg,
+        versions=versions,
+        notes=_notes(settings, vram, memory.available / GIB),
+    )
+
+
+def _notes(settings: Settings | None, vram: float | None, ram_available: float) -> tuple[str, ...]:
+    notes = []
+    if vram is None:
+        notes.append("without CUDA everything runs on the CPU, and figures of VRAM are forecasts")
+    elif settings and settings.vram_budget_gb and vram < settings.vram_budget_gb:
+        notes.append(
+            f"the card has {vram:.1f} GiB, less than vram_budget_gb={settings.vram_budget_gb:g}: "
+            "the card's size is what counts"
+        )
+    if settings and settings.ram_budget_gb and ram_available < settings.ram_budget_gb:
+        notes.append(
+            f"{ram_available:.1f} GiB of RAM are available, less than "
+            f"ram_budget_gb={settings.ram_budget_gb:g}: close other programs first"
+        )
+    return tuple(notes)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (0, 42) for "0.42.1.dev0"; () for a package that is missing."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

@@ -1,0 +1,250 @@
+"""Run a lesson without a browser, the way `make run` does.
+
+    python -m helpers.run_lesson 01_ltx_video
+    python -m helpers.run_lesson 01_ltx_video -p clip wood_chipper -p steps 8 --out outputs
+
+Papermill executes the notebook from top to bottom, with this Python as its kernel and the notebook's own
+folder as its working directory. Papermill alone is too forgiving: it only warns of an unknown parameter,
+and a cell that calls `sys.exit(0)` counts as success. Here both are errors.
+"""
+
+import argparse
+import ast
+import difflib
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+TRACEBACK_LINES = 12  # as many as show the failing line and the error
+RESULTS = {"continued.mp4": "clip", "poster.png": "poster", "run.json": "record"}  # what a lesson leaves
+
+
+class LessonError(Exception):
+    """The request makes no sense: no such lesson, no such parameter."""
+
+
+class LessonFailed(Exception):
+    """A cell of the lesson failed, or not all of them ran."""
+
+
+@dataclass
+class Run:
+    """What a run left: the executed notebook, the results that it wrote, and the seconds it took."""
+
+    notebook: Path
+    written: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def find_lesson(name: str) -> Path:
+    """The notebook called `name`: a path to an .ipynb file, or a name in notebooks/ without the ending."""
+    for path in (Path(name), NOTEBOOKS / name, NOTEBOOKS / f"{name}.ipynb"):
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+    known = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    raise LessonError(f"There is no lesson {name!r}." + _nearest(Path(name).stem, known, "The lessons are"))
+
+
+def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, str]:
+    """Types of the notebook's parameters as written in its one cell tagged `parameters`, name to annotation.
+
+    Raises LessonError where `given` names another one, or where the notebook has not exactly one such cell.
+    """
+    import papermill  # slow to import, so only when a lesson is run
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = sum("parameters" in cell.metadata.get("tags", []) for cell in cells)
+    if tagged > 1 or (given and not tagged):
+        raise LessonError(f"{notebook.name} has {tagged} cells tagged `parameters` and needs exactly one.")
+    found = papermill.inspect_notebook(notebook)
+    types = {name: parameter["inferred_type_name"] for name, parameter in found.items()}
+    for name in given:
+        if name not in types:
+            hint = _nearest(name, types, "Its parameters are")
+            raise LessonError(f"{notebook.stem} has no parameter {name!r}." + hint)
+    return types
+
+
+def parse_value(text: str, type_name: str) -> Any:
+    """What `text` from the command line stands for: None, a number, True or False, else a string."""
+    if text == "None":
+        return None
+    if re.match(r"(Optional\[)?str\b", type_name):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def run_lesson(
+    notebook: Path, parameters: Mapping[str, Any], out_dir: Path, timeout: float = 600, verbose: bool = False
+) -> Run:
+    """Execute `notebook`, at most `timeout` seconds a cell, and keep the executed copy in `out_dir`.
+
+    Raises LessonFailed with the failing cell's id, the end of its traceback and the path of the partly
+    executed notebook. The copy is written under a temporary name, then renamed, so the final one is whole.
+    """
+    import papermill
+
+    logging.getLogger("papermill").setLevel(logging.INFO if verbose else logging.ERROR)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    temporary = out_dir / f"{notebook.stem}.{os.getpid()}.partial.ipynb"
+    final, failed = out_dir / f"{notebook.stem}.ipynb", out_dir / f"{notebook.stem}.failed.ipynb"
+    before, started = _stamps(out_dir), time.monotonic()
+    stopped_by = ""
+    try:
+        with _this_python_as_kernel():
+            papermill.execute_notebook(
+                notebook,
+                temporary,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                cwd=notebook.parent,
+                execution_timeout=timeout,
+                progress_bar=verbose,
+                log_output=verbose,
+            )
+    except papermill.PapermillExecutionError:
+        pass  # the notebook has kept the error
+    except Exception as error:  # the kernel died, a cell took too long, ...
+        stopped_by = _first_lines(str(error), 2) or type(error).__name__
+    except KeyboardInterrupt:
+        temporary.unlink(missing_ok=True)
+        raise
+    problem = _problem(temporary, stopped_by)
+    if problem:
+        if temporary.exists():
+            os.replace(temporary, failed)
+            problem += f"\nPartly executed notebook: {_shown(failed)}"
+        raise LessonFailed(problem)
+    os.replace(temporary, final)
+    failed.unlink(missing_ok=True)
+    written = [path for path, stamp in _stamps(out_dir).items() if before.get(path) != stamp]
+    return Run(final, written, time.monotonic() - started)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 0, 1 when the lesson failed, 2 when it could not be started as asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.run_lesson", description="Run a lesson without a browser."
+    )
+    parser.add_argument("lesson", help="a name in notebooks/, such as 01_ltx_video, or a path to a notebook")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for what the lesson writes (default: outputs in the project)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=600, help="seconds that one cell may take (default: 600)"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show papermill's progress and the cells' output"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        notebook = find_lesson(options.lesson)
+        types = check_parameters(notebook, dict(options.p))
+        parameters = {name: parse_value(value, types[name]) for name, value in options.p}
+        out_dir = Path(options.out or parameters.get("out_dir") or ROOT / "outputs").resolve()
+        if "out_dir" in types:
+            parameters["out_dir"] = str(out_dir)
+        print(f"Running {_shown(notebook)} ...", flush=True)
+        run = run_lesson(notebook, parameters, out_dir, options.timeout, options.verbose)
+    except LessonError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except LessonFailed as error:
+        print(f"FAILED: {notebook.stem}, {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    print(f"Done in {run.seconds:.0f} s.")
+    for path in run.written:
+        print(f"  {RESULTS[path.name]:<9}{_shown(path)}")
+    print(f"  {'notebook':<9}{_shown(run.notebook)}")
+    return 0
+
+
+@contextmanager
+def _this_python_as_kernel():
+    """Makes the kernel name `python3` mean this interpreter, whatever kernels are installed elsewhere."""
+    from ipykernel.kernelspec import write_kernel_spec
+
+    # Without these two the kernel warns on the terminal about frozen modules and unencrypted sockets.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    quiet = ["--log-level=CRITICAL"]
+    kept = os.environ.get("JUPYTER_PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernels").mkdir()
+        write_kernel_spec(str(Path(folder) / "kernels" / "python3"), extra_arguments=quiet)
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, kept]))
+        try:
+            yield
+        finally:
+            if kept is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = kept
+
+
+def _problem(executed: Path, stopped_by: str) -> str:
+    """What went wrong, told from the executed notebook; empty when every code cell ran and none failed."""
+    cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    if stopped_by:
+        reached = [cell for cell in code if cell.metadata.get("papermill", {}).get("start_time")]
+        return f"cell `{reached[-1].id}`: {stopped_by}" if reached else stopped_by
+    for cell in code:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback)).rstrip().splitlines()
+                trace = [line for line in trace if line.strip(" -")]
+                error = f"{output.ename}: {output.evalue}".rstrip(": ")
+                if not trace or _first_lines(error, 1) not in trace[-TRACEBACK_LINES:]:
+                    trace.append(error)
+                shown = "\n".join(f"    {line}" for line in trace[-TRACEBACK_LINES:])
+                return f"cell `{cell.id}`: {error.splitlines()[-1]}\n{shown}"
+        if cell.execution_count is None:
+            return f"cell `{cell.id}`: was never run"
+    return "" if cells else "no notebook was written"
+
+
+def _stamps(out_dir: Path) -> dict[Path, int]:
+    """The results in `out_dir` and when each was last written."""
+    paths: Iterable[Path] = (path for name in RESULTS for path in sorted(out_dir.glob(f"*/{name}")))
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def _nearest(name: str, known: Iterable[str], introduction: str) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{guess} {introduction}: {', '.join(known) or '(none)'}."
+
+
+def _first_lines(text: str, count: int) -> str:
+    return "\n".join(text.strip().splitlines()[:count])
+
+
+def _shown(path: Path) -> str:
+    """`path` as the user would type it: relative to the current folder where it lies in it, else absolute."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The checks of a lesson's parameters, of the prompt and of the machine."""
+
+import importlib.metadata
+import re
+import sys
+
+import pytest
+
+from helpers import checkpoints, checks
+from helpers.checks import EnvironmentProblem, ParameterError, environment, prompt_cut, resolve
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Valid parameters of the LTX lesson, as a reader leaves them, with a miniature and a clip to find."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints, "MINIATURES", tmp_path / "miniatures")
+    folder = tmp_path / "miniatures" / "ltx_video"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (tmp_path / "mine.mp4").write_bytes(b"only its presence is checked here")
+    return {
+        "clip": "mine.mp4",
+        "prompt": "the excavator lifts its bucket",
+        "negative_prompt": "",
+        "weights": "miniature",
+        "offload": "group_leaf",
+        "width": None,
+        "height": None,
+        "num_frames": None,
+        "steps": None,
+        "guidance_scale": None,
+        "seed": 0,
+        "vram_budget_gb": 12,
+        "ram_budget_gb": None,
+        "out_dir": "outputs",
+    }
+
+
+def test_none_becomes_the_default_of_these_weights(given, tmp_path):
+    settings = resolve("ltx_video", **given)
+    assert (settings.width, settings.height, settings.num_frames, settings.steps) == (288, 160, 25, 8)
+    assert (settings.guidance_scale, settings.vram_budget_gb, settings.ram_budget_gb) == (1.0, 12.0, None)
+    assert settings.model.name == "ltx_video"
+    assert settings.folder == settings.out_dir / "ltx_video" and (tmp_path / settings.folder).is_dir()
+    assert list((tmp_path / settings.folder).iterdir()) == []
+
+    pretrained = resolve("ltx_video", **given | {"weights": "pretrained"})
+    assert (pretrained.width, pretrained.height, pretrained.num_frames) == (768, 512, 121)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"width": 160, "height": 288},  # portrait
+        {"num_frames": 49.0, "steps": 4.0, "guidance_scale": 3},
+        {"negative_prompt": None, "vram_budget_gb": None, "ram_budget_gb": 32},
+        {"seed": 2**63 - 1},
+        *({"offload": mode} for mode in checks.OFFLOAD_MODES),
+    ],
+)
+def test_valid_parameters(given, changed):
+    settings = resolve("ltx_video", **given | changed)
+    for name, value in changed.items():
+        assert getattr(settings, name) == ("" if name == "negative_prompt" else value)
+    assert all(
+        type(getattr(settings, name)) is int for name in ("width", "height", "num_frames", "steps", "seed")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"num_frames": 50}, "num_frames=50: LTX-Video makes 8k+1 frames; nearest: 49."),
+        ({"num_frames": 0}, "num_frames=0: LTX-Video makes 8k+1 frames; nearest: 9."),
+        ({"num_frames": 49.5}, "num_frames=49.5: give a whole number; nearest: 50."),
+        ({"num_frames": "49"}, "num_frames='49': give a number, without quotes."),
+        (
+            {"width": 300},
+            "width=300: LTX-Video makes widths and heights that are multiples of 32; nearest: 288.",
+        ),
+        (
+            {"height": -32},
+            "height=-32: LTX-Video makes widths and heights that are multiples of 32; nearest: 32.",
+        ),
+        ({"steps": 0}, "steps=0: out of range; nearest: 1."),
+        ({"steps": True}, "steps=True: give a number, without quotes."),
+        ({"guidance_scale": 0.5}, "guidance_scale=0.5: at least 1, which switches guidance off; nearest: 1."),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan: give a number, without quotes."),
+        ({"seed": -1}, "seed=-1: out of range; nearest: 0."),
+        ({"seed": 2**63}, f"seed={2**63}: out of range; nearest: {2**63 - 1}."),
+        ({"seed": None}, "seed=None: give a number, without quotes."),
+        ({"vram_budget_gb": 0}, "vram_budget_gb=0: give more than 0 GiB, or None for the whole card."),
+        ({"ram_budget_gb": -8}, "ram_budget_gb=-8: give more than 0 GiB, or None for no check."),
+        (
+            {"offload": "group-leaf"},
+            "offload='group-leaf': nearest: 'group_leaf'; there are none, model, sequential",
+        ),
+        ({"offload": None}, "offload=None: give a text in quotes, not NoneType."),
+        ({"prompt": "  "}, "prompt is empty: describe what should happen next, for example"),
+        ({"prompt": 7}, "prompt=7: give a text in quotes, not int."),
+        ({"negative_prompt": 7}, "negative_prompt=7: give a text in quotes, not int."),
+        ({"clip": "gone.mp4"}, "clip='gone.mp4': gone.mp4 does not exist"),
+        ({"clip": None}, "clip=None: give a text in quotes"),
+        ({"weights": "dummy"}, "weights='dummy': no weights are called 'dummy'"),
+        ({"weights": 1}, "weights=1: give a text in quotes, not int."),
+        ({"out_dir": "mine.mp4"}, "out_dir='mine.mp4': cannot write to mine.mp4/ltx_video"),
+        ({"out_dir": ""}, "out_dir='': give the path of a folder in quotes."),
+        ({"out_dir": None}, "out_dir=None: give the path of a folder in quotes."),
+    ],
+)
+def test_a_parameter_that_cannot_be_used(given, changed, line):
+    with pytest.raises(ParameterError) as error:
+        resolve("ltx_video", **given | changed)
+    first, *lines = str(error.value).split("\n- ")
+    assert first == "1 parameter cannot be used:"
+    assert len(lines) == 1 and lines[0].startswith(line)
+
+
+def test_all_problems_come_at_once(given):
+    wrong = {
+        "width": 300,
+        "height": 170,
+        "num_frames": 50,
+        "offload": "leaf",
+        "seed": "7",
+        "prompt": "",
+        "clip": "excavater",
+    }
+    with pytest.raises(ParameterError) as error:
+        resolve("ltx_video", **given | wrong)
+    lines = str(error.value).split("\n- ")
+    assert lines[0] == "7 parameters cannot be used:"
+    assert [re.split("[= ]", line)[0] for line in lines[1:]] == [
+        "clip", "prompt", "offload", "width", "height", "num_frames", "seed",
+    ]  # fmt: skip
+
+
+def test_rules_of_the_other_models(given):
+    real = given | {"weights": "pretrained"}
+    with pytest.raises(
+        ParameterError, match="width=640: CogVideoX-5B I2V makes only 720x480 pixels; nearest: 720"
+    ):
+        resolve("cogvideox_5b_i2v", **real | {"width": 640})
+    with pytest.raises(ParameterError, match=r"num_frames=24: .* makes exactly 25 frames; nearest: 25"):
+        resolve("svd_xt", **real | {"num_frames": 24})
+    assert resolve("svd_xt", **real | {"prompt": ""}).prompt == ""  # it takes none
+    with pytest.raises(ParameterError, match=r"there is no miniature of Wan2\.2 TI2V-5B"):
+        resolve("wan22_ti2v_5b", **given)
+    with pytest.raises(ValueError, match="did you mean 'ltx_video'"):
+        resolve("ltx", **given)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A fast tokenizer with a token for each word and an end token, as T5 has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "bucket": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cut"),
+    [
+        ("", ""),
+        ("lift the bucket", ""),  # three words and the end token
+        ("lift the bucket slowly", "slowly"),
+        ("lift the  bucket, then  turn Left", ", then  turn Left"),
+    ],
+)
+def test_prompt_cut(tokenizer, prompt, cut):
+    assert prompt_cut(tokenizer, prompt, max_tokens=4) == cut
+    seen = tokenizer(prompt, truncation=True, max_length=4).input_ids
+    kept = prompt.removesuffix(cut)
+    assert tokenizer(kept).input_ids == seen
+
+
+def test_environment_of_this_machine(given):
+    settings = resolve("ltx_video", **given | {"ram_budget_gb": 1e6})
+    machine = environment(settings)
+    assert machine.device in ("cpu", "cuda")
+    assert 0 < machine.ram_available_gib <= machine.ram_gib
+    assert machine.versions["diffusers"] == importlib.metadata.version("diffusers")
+    assert any("ram_budget_gb=1e+06" in note for note in machine.notes)
+    bundle = machine._repr_mimebundle_()
+    assert "free disk" in bundle["text/plain"] and "free disk</th>" in bundle["text/html"]
+
+
+def test_environment_with_a_card_smaller_than_the_budget(given, monkeypatch):
+    import torch
+
+    class Card:
+        name = "NVIDIA GeForce RTX 3060"
+        total_memory = 8 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    machine = environment(resolve("ltx_video", **given))
+    assert (machine.device, machine.vram_gib) == ("cuda", 8)
+    assert machine.notes == (
+        "the card has 8.0 GiB, less than vram_budget_gb=12: the card's size is what counts",
+    )
+    assert "NVIDIA GeForce RTX 3060, 8.0 GiB" in repr(machine)
+
+
+def test_environment_lists_everything_that_is_missing(monkeypatch):
+    versions = {"diffusers": "0.35.2", "torch": "2.13.0", "accelerate": "1.0"}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", sys.executable + "-missing")
+    with pytest.raises(EnvironmentProblem) as error:
+        environment()
+    ffmpeg, diffusers, transformers = str(error.value).splitlines()
+    assert "pip install imageio-ffmpeg" in ffmpeg
+    assert diffusers.startswith(
+        'diffusers is 0.35.2, and 0.42 or later is needed: run `pip install "diffusers>=0.42"`'
+    )
+    assert transformers.startswith("transformers is not installed")

@@ -1,0 +1,131 @@
+"""The files that install, run and test the project agree, and nothing in git is too large."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.notebook_style import ROOT, notebooks, repository
+
+MB = 10**6
+LARGEST_FILE = 4 * MB
+LARGER: dict[str, int] = {}  # a file that must be larger: its path, and how large at most
+FOLDERS = {"data/miniatures": 36 * MB, "data/clips": 5 * MB}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
+GROUPS = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+REQUIREMENTS = {
+    canonicalize_name(requirement.name): requirement
+    for requirement in (Requirement(line) for group in GROUPS for line in group)
+    if requirement.name != PROJECT["name"]
+}
+PINS = [
+    Requirement(line) for line in read("constraints.txt").splitlines() if line and not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_constraints_pin_every_dependency_within_its_range(name):
+    pins = [pin for pin in PINS if canonicalize_name(pin.name) == name]
+    assert len(pins) == 1, f"constraints.txt has {len(pins)} lines for {name}"
+    (specifier,) = pins[0].specifier
+    assert REQUIREMENTS[name].specifier.contains(specifier.version)
+
+
+def test_constraints_hold_on_every_platform():
+    for pin in PINS:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and not pin.marker and not pin.url, str(pin)
+        assert Version(specifier.version).local is None, f"{pin} is one platform's build"
+
+
+def test_ranges_are_open():
+    for requirement in REQUIREMENTS.values():
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert ">=" in operators and operators <= {">=", "!="}, str(requirement)
+
+
+def test_hosted_notebooks_keep_their_own_jupyter():
+    needed = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert not needed & {"ipykernel", "ipython", "jupyterlab", "notebook", "papermill"}
+
+
+def test_conda_installs_the_same():
+    lines = [line.strip() for line in read("environment.yml").splitlines()]
+    pip = lines[lines.index("- pip:") + 1 :]
+    assert pip == ["- -c constraints.txt", "- -e .[test]"]
+    python = next(line for line in lines if line.startswith("- python="))
+    assert python.removeprefix("- python=") in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+def test_makefile():
+    makefile = read("Makefile")
+    for target in ("help", "run", "lab", "test", "lint", "clean-notebooks"):
+        assert re.search(rf"^{target}:.*## \S", makefile, re.M), f"make {target}"
+    assert "-c constraints.txt -e '.[test]'" in makefile
+    assert "pyproject.toml constraints.txt" in makefile
+
+
+def test_ci_runs_what_readme_says():
+    script = ROOT / ".ci/run"
+    assert "make test" in script.read_text(encoding="utf-8") and "set -euo pipefail" in script.read_text(
+        encoding="utf-8"
+    )
+    assert os.name == "nt" or os.access(script, os.X_OK)
+    readme = read("README.md")
+    assert re.search(r"\bmake run\b", readme) and re.search(r"\bmake test\b", readme)
+
+
+def setup_cell(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return next((cell.source for cell in cells if cell.get("id") == "setup"), "")
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_setup_cell_installs_this_project_and_nothing_else(path):
+    source = setup_cell(path)
+    assert source, "no cell `setup`"
+    clones = re.findall(r"git clone (.*)", source)
+    assert [line.split()[-1].removesuffix(".git") for line in clones] == [repository()]
+    assert f"%cd {repository().rsplit('/', 1)[-1]}" in source
+    installs = re.findall(r"\bpip3? install (.*)", source)
+    assert [[word for word in line.split() if word not in ("-q", "--quiet")] for line in installs] == [
+        ["-e", "."]
+    ]
+
+
+def test_setup_cells_are_the_same():
+    assert notebooks(), "notebooks/ has no notebook"
+    assert len({setup_cell(path) for path in notebooks()}) == 1
+
+
+def in_git() -> list[Path]:
+    """The files that are in git, or would be after `git add .`."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+def test_no_file_is_too_large():
+    sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in in_git()}
+    assert {name: size for name, size in sizes.items() if size > LARGER.get(name, LARGEST_FILE)} == {}
+
+
+@pytest.mark.parametrize("folder, most", FOLDERS.items())
+def test_no_folder_is_too_large(folder, most):
+    assert sum(path.stat().st_size for path in in_git() if (ROOT / folder) in path.parents) <= most

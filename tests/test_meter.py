@@ -1,0 +1,302 @@
+"""The meter measures what is there, says what it measured, and leaves nothing behind."""
+
+import functools
+import gc
+import threading
+import time
+import weakref
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+import torch
+
+from helpers.charts import MOST_POINTS, Series, thin, timeline
+from helpers.meter import GIB, Sample, VRAMMeter
+from helpers.svg import fit, spread, ticks
+
+ROOT = Path(__file__).resolve().parent.parent
+ON_GPU = torch.cuda.is_available()
+needs_cuda = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+needs_no_cuda = pytest.mark.skipif(ON_GPU, reason="is about machines without a CUDA device")
+
+
+def svg_of(meter: VRAMMeter) -> str:
+    return meter._repr_mimebundle_()["image/svg+xml"]
+
+
+def text_of(meter: VRAMMeter) -> str:
+    return meter._repr_mimebundle_()["text/plain"]
+
+
+def sampler_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("VRAMMeter")]
+
+
+def test_the_sampler_thread_is_gone_afterwards():
+    with VRAMMeter("quiet", interval=0.01) as meter:
+        assert len(sampler_threads()) == 1
+        time.sleep(0.2)
+    assert sampler_threads() == []
+    assert len(meter.samples) >= 5
+    assert meter.error is None
+    assert meter.state == "done"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt])
+def test_an_error_passes_through_and_stops_the_sampler(error):
+    meter = VRAMMeter("fails", interval=0.01)
+    with pytest.raises(error):
+        with meter:
+            time.sleep(0.05)
+            raise error("on purpose")
+    assert sampler_threads() == []
+    assert meter.error == error.__name__
+    assert f"stopped by {error.__name__}" in text_of(meter)
+    assert meter.peak_ram_gib > 0
+
+
+def test_the_exception_and_what_its_frames_hold_are_not_kept_alive():
+    meter = VRAMMeter("fails")
+
+    def fail():
+        activations = torch.ones(10)
+        kept.append(weakref.ref(activations))
+        raise ValueError(activations.sum())
+
+    kept = []
+    try:
+        with meter:
+            fail()
+    except ValueError:
+        pass
+    gc.collect()
+    assert kept[0]() is None
+    assert meter.error == "ValueError"
+
+
+def test_ram_peak_sees_an_allocation_that_is_freed_again():
+    with VRAMMeter("ram", interval=0.01) as meter:
+        block = np.ones(300 * 10**6, dtype=np.uint8)
+        time.sleep(0.1)
+        del block
+    assert 0.25 < meter.peak_ram_gib - meter.baseline_ram_gib < 0.6
+    assert meter.samples[-1].ram < meter.peak_ram_gib - 0.25
+
+
+def test_a_mark_samples_at_once():
+    with VRAMMeter("ram", interval=60) as meter:
+        meter.mark("full")
+        block = np.ones(300 * 10**6, dtype=np.uint8)
+        meter.mark("empty")
+        del block
+    full, empty = meter.phases
+    assert full.peak_ram_gib - meter.baseline_ram_gib > 0.25
+    # What is still there when a phase begins belongs to it too.
+    assert empty.peak_ram_gib == pytest.approx(full.peak_ram_gib, abs=0.05)
+
+
+def test_phases_have_names_times_and_peaks():
+    with VRAMMeter("phases", interval=0.01) as meter:
+        time.sleep(0.05)
+        meter.mark("denoise")
+        time.sleep(0.1)
+        meter.mark("decode")
+        time.sleep(0.02)
+    assert [phase.name for phase in meter.phases] == ["start", "denoise", "decode"]
+    assert meter.phases[1].seconds == pytest.approx(0.1, abs=0.09)
+    assert sum(phase.seconds for phase in meter.phases) == pytest.approx(meter.seconds, abs=0.01)
+    end = meter.phases[1].start_s + meter.phases[1].seconds
+    assert meter.phases[2].start_s == pytest.approx(end, abs=0.01)
+    assert meter.peak_ram_gib == max(phase.peak_ram_gib for phase in meter.phases)
+    assert "denoise" in text_of(meter)
+    assert ">denoise<" in svg_of(meter)
+
+
+def test_an_early_first_mark_leaves_no_empty_phase():
+    with VRAMMeter("phases", interval=5) as meter:
+        meter.mark("encode")
+        meter.mark("denoise")
+    assert [phase.name for phase in meter.phases] == ["encode", "denoise"]
+
+
+def test_a_meter_is_used_once_and_marked_inside_its_block():
+    meter = VRAMMeter("once")
+    with pytest.raises(RuntimeError, match="not started"):
+        meter.mark("too early")
+    with meter:
+        pass
+    with pytest.raises(RuntimeError, match="done"):
+        meter.mark("too late")
+    with pytest.raises(RuntimeError, match="Make a new one"):
+        with meter:
+            pass
+
+
+@needs_no_cuda
+def test_without_a_gpu_no_vram_is_shown():
+    with VRAMMeter("plain", budget_gb=12, forecast=SimpleNamespace(peak_vram_gib=8.06)) as meter:
+        pass
+    assert meter.peak_allocated_gib is meter.peak_reserved_gib is meter.peak_device_gib is None
+    assert meter.phases[0].peak_allocated_gib is None
+    assert "VRAM" not in text_of(meter)
+    assert "RAM (no GPU here)" in text_of(meter)
+    assert "forecast on a GPU: 8.06 GiB" in text_of(meter)
+    assert "budget" not in svg_of(meter)
+    assert "allocated" not in svg_of(meter)
+
+
+def test_the_chart_is_small_valid_and_described():
+    meter = VRAMMeter("<script>alert('&\x00\"')</script>")
+    with meter:
+        pass
+    meter.samples.extend(Sample(1 + second, second % 17 + 0.123456) for second in range(2000))
+    drawing = svg_of(meter)
+    root = ElementTree.fromstring(drawing)
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"].startswith("<script>alert('& \"')</script>: done")
+    assert "<script" not in drawing
+    assert len(drawing.encode()) < 12_000
+
+
+def test_the_vram_chart_has_all_its_lines_and_stays_small():
+    # Drawn from numbers made up here, so that it is looked at on machines without a GPU too.
+    lines = [
+        Series(name, [(i / 10, (i * factor) % 9.87) for i in range(2000)], dash=dash)
+        for name, factor, dash in (("device-wide", 0.13, "2 3"), ("reserved", 0.7, "7 3"), ("main", 0.1, ""))
+    ]
+    phases = [("encode", 0.0, 20.0), ("denoise", 20.0, 170.0), ("decode", 190.0, 9.9)]
+    drawing = timeline("all", lines, bands=phases, limits=[("budget", 12.0), ("forecast", 8.06)])
+    root = ElementTree.fromstring(drawing)
+    texts = [element.text or "" for element in root.iterfind("{*}text")]
+    for label in ("budget 12.00", "forecast 8.06", "device-wide", "reserved", "main", "peak 9.8", "denoise"):
+        assert any(text.startswith(label) for text in texts), label
+    dashes = [line.get("stroke-dasharray") for line in root.iterfind("{*}polyline")]
+    assert {"10 4", "2 4 8 4", "2 3", "7 3", None} <= set(dashes)
+    assert len(drawing.encode()) < 12_000
+
+
+def test_a_meter_that_never_ran_says_so_and_no_more():
+    assert VRAMMeter("idle")._repr_mimebundle_() == {"text/plain": "idle: not started"}
+
+
+def test_thinning_keeps_the_peak():
+    points = [(float(i), 1.0) for i in range(1999)] + [(1999.0, 0.5)]
+    points[777] = (777.0, 9.0)
+    thinned = thin(points)
+    assert len(thinned) <= MOST_POINTS
+    assert (777.0, 9.0) in thinned
+    assert thin(points[:5]) == points[:5]
+
+
+def test_labels_are_spread_and_cut():
+    placed = spread([100.0, 101.0, 99.0, 20.0], gap=13, limit=110)
+    assert placed[3] == 20
+    assert placed[2] < placed[0] < placed[1] <= 110
+    assert placed[1] - placed[0] >= 13
+    assert fit("denoise", 100) == "denoise"
+    assert fit("denoise", 30).endswith("…")
+    assert fit("denoise", 5) == ""
+
+
+@pytest.mark.parametrize("top", [0.011, 0.3, 1, 1.12, 7.5, 13.44, 99.9, 3600])
+def test_ticks_are_few_and_round(top):
+    values = ticks(top)
+    assert 3 <= len(values) <= 6
+    assert values[0] == 0
+    assert values[-1] <= top
+
+
+def test_a_chart_updated_from_the_thread_is_saved_in_the_notebook(tmp_path):
+    code = (
+        "import time\n"
+        "import numpy as np\n"
+        "from helpers.meter import VRAMMeter\n"
+        "with VRAMMeter('in a notebook', interval=0.05) as meter:\n"
+        "    time.sleep(0.4)\n"
+        "    meter.mark('work')\n"
+        "    block = np.ones(300 * 10**6, dtype=np.uint8)\n"
+        "    time.sleep(0.8)\n"
+    )
+    cells = [nbformat.v4.new_code_cell(source) for source in (code, "print(f'{meter.peak_ram_gib:.2f}')")]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    source, executed = tmp_path / "meter.ipynb", tmp_path / "executed.ipynb"
+    nbformat.write(notebook, source)
+    papermill.execute_notebook(
+        str(source), str(executed), cwd=ROOT, kernel_name="python3", execution_timeout=120, progress_bar=False
+    )
+    saved = nbformat.read(executed, as_version=4)
+    nbformat.validate(saved)
+    (output,) = saved.cells[0].outputs
+    peak = saved.cells[1].outputs[0].text.strip()
+    drawing = output.data["image/svg+xml"]
+    assert "done, " in drawing
+    assert f"peak {peak} GiB" in drawing
+    assert "work" in output.data["text/plain"]
+    assert len(drawing.encode()) < 12_000
+
+
+def test_the_thread_alone_updates_the_chart_while_the_block_runs():
+    """The kernel dies inside the block, so the last frame can only be the sampler thread's."""
+    code = (
+        "import os, time\n"
+        "from helpers.meter import VRAMMeter\n"
+        "with VRAMMeter('killed', interval=0.05):\n"
+        "    time.sleep(1.5)\n"
+        "    os._exit(1)\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client = pytest.importorskip("nbclient").NotebookClient(
+        notebook, kernel_name="python3", timeout=60, resources={"metadata": {"path": str(ROOT)}}
+    )
+    with pytest.raises(Exception, match="Kernel died"):
+        client.execute()
+    (output,) = notebook.cells[0].outputs
+    seconds = float(output.data["text/plain"].split("running, ")[1].split(" s")[0])
+    assert seconds > 0.5
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_vram_peaks_are_exact_by_phase_even_when_too_short_to_sample():
+    megabytes = functools.partial(torch.empty, dtype=torch.uint8, device="cuda")
+    with VRAMMeter("vram", budget_gb=12, forecast=0.5, interval=60) as meter:
+        before = torch.cuda.memory_allocated() / GIB
+        meter.mark("large")
+        block = megabytes(512 * 2**20)
+        del block
+        meter.mark("small")
+        block = megabytes(64 * 2**20)
+        meter.mark("none")
+        del block
+    large, small, _ = meter.phases
+    assert large.peak_allocated_gib - before == pytest.approx(0.5, abs=2 / 1024)
+    assert small.peak_allocated_gib - before == pytest.approx(1 / 16, abs=2 / 1024)
+    assert meter.peak_allocated_gib == large.peak_allocated_gib
+    assert meter.peak_reserved_gib >= meter.peak_allocated_gib
+    assert meter.peak_device_gib > 0
+    assert max(sample.allocated for sample in meter.samples) == meter.peak_allocated_gib
+    assert "GiB allocated" in text_of(meter)
+    assert "budget 12.00" in svg_of(meter)
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_running_out_of_memory_is_metered_and_what_it_held_is_freed():
+    meter = VRAMMeter("too much", interval=0.02)
+    before = torch.cuda.memory_allocated()
+    try:
+        with meter:
+            held = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
+            torch.empty(2**50, dtype=torch.uint8, device="cuda")
+    except torch.OutOfMemoryError:
+        pass
+    del held
+    assert meter.error == "OutOfMemoryError"
+    assert torch.cuda.memory_allocated() == before
+    assert meter.peak_allocated_gib >= 0.25

@@ -1,0 +1,174 @@
+"""The catalogue of models, and what turns a model and a kind of weights into a checkpoint."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers import checkpoints
+from helpers.checkpoints import CheckpointError, checkpoint, part_sizes
+from helpers.models import MODELS, model
+
+NAMES = ("ltx_video", "wan22_ti2v_5b", "wan22_i2v_a14b", "svd_xt", "cogvideox_5b_i2v")
+
+
+def test_catalogue_has_the_five_models_under_their_names():
+    assert tuple(MODELS) == NAMES
+    assert all(entry.name == name for name, entry in MODELS.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_obey_the_models_own_rules(name):
+    entry = model(name)
+    assert "pretrained" in entry.defaults
+    for defaults in entry.defaults.values():
+        assert entry.nearest_frames(defaults.num_frames) == defaults.num_frames
+        assert entry.nearest_size(defaults.width, defaults.height) == (defaults.width, defaults.height)
+        assert defaults.steps >= 1 and defaults.guidance_scale >= 1
+    assert (entry.frames_multiple is None) != (entry.fixed_frames is None)
+    assert entry.licence_url.startswith("https://")
+    assert all(count > 0 for count in entry.parameters.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pipeline_is_a_class_of_diffusers(name):
+    import diffusers
+
+    assert model(name).pipeline in dir(diffusers)  # looked up without importing its dependencies
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "nearest"),
+    [
+        ("ltx_video", 50, 49),
+        ("ltx_video", 53, 49),  # as near to 57: the lower one
+        ("ltx_video", 54, 57),
+        ("ltx_video", 1, 9),
+        ("ltx_video", -5, 9),
+        ("wan22_ti2v_5b", 80, 81),
+        ("svd_xt", 14, 25),
+        ("cogvideox_5b_i2v", 48, 49),
+    ],
+)
+def test_nearest_frames(name, asked, nearest):
+    assert model(name).nearest_frames(asked) == nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "nearest"),
+    [
+        ("ltx_video", (300, 150), (288, 160)),
+        ("ltx_video", (1, 1), (32, 32)),
+        ("ltx_video", (512, 768), (512, 768)),
+        ("wan22_i2v_a14b", (1280, 720), (1280, 720)),
+        ("svd_xt", (1000, 600), (1024, 576)),
+        ("cogvideox_5b_i2v", (480, 720), (720, 480)),
+    ],
+)
+def test_nearest_size(name, asked, nearest):
+    assert model(name).nearest_size(*asked) == nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("ltx-video", "did you mean 'ltx_video'?"), ("svd", "did you mean 'svd_xt'?")]
+)
+def test_unknown_model_names_the_nearest_and_all(name, hint):
+    with pytest.raises(ValueError, match="no model is called") as error:
+        model(name)
+    assert hint in str(error.value)
+    assert all(known in str(error.value) for known in NAMES)
+
+
+def write_checkpoint(folder, parts=("transformer", "vae")):
+    """A diffusers folder with an index and empty folders for its parts."""
+    index = {"_class_name": "LTXImageToVideoPipeline", "scheduler": [None, None]}
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        index[part] = ["diffusers", "Anything"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_checkpoint_of_each_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MINIATURES", tmp_path)
+    folder = write_checkpoint(tmp_path / "ltx_video")
+    assert checkpoint("ltx_video") == str(folder)
+    assert checkpoint("ltx_video", "pretrained") == "Lightricks/LTX-Video"
+    assert checkpoint("ltx_video", str(folder)) == str(folder)
+
+
+def test_checkpoint_that_is_not_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MINIATURES", tmp_path)
+    with pytest.raises(CheckpointError, match=r"lacks model_index\.json") as error:
+        checkpoint("ltx_video")
+    assert "git checkout -- data/miniatures/ltx_video" in str(error.value)
+    assert "python -m data.make.train ltx_video" in str(error.value)
+
+    folder = write_checkpoint(tmp_path / "ltx_video")
+    (folder / "vae").rmdir()
+    with pytest.raises(CheckpointError, match="lacks vae/"):
+        checkpoint("ltx_video")
+    with pytest.raises(CheckpointError, match="vae/ is missing"):
+        checkpoint("ltx_video", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("ltx_video", "small", 'no weights are called \'small\': give "miniature", "pretrained"'),
+        ("ltx_video", "dummy", "no weights are called 'dummy'"),
+        ("svd_xt", "miniature", "there is no miniature of Stable Video Diffusion XT"),
+    ],
+)
+def test_checkpoint_of_unknown_weights(name, weights, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint(name, weights)
+    assert message in str(error.value)
+
+
+def test_part_sizes():
+    import torch
+
+    layer = torch.nn.Linear(1024, 1024, bias=False)
+    table = part_sizes(
+        {
+            "vae": layer.to(torch.bfloat16),
+            "unet": torch.nn.Conv2d(1, 1, 1),
+            "tokenizer": object(),
+            "none": None,
+        }
+    )
+    vae, unet = table.rows
+    assert (vae.name, vae.class_name, vae.parameters, vae.dtype, vae.device) == (
+        "vae",
+        "Linear",
+        1024**2,
+        "bfloat16",
+        "cpu",
+    )
+    assert vae.gib == 2 * 1024**2 / 2**30
+    assert (unet.parameters, unet.dtype) == (2, "float32")
+    bundle = table._repr_mimebundle_()
+    assert "bfloat16" in bundle["text/plain"]
+    assert bundle["text/html"].count("<tr>") == 4
+
+
+def test_part_sizes_counts_the_weights_in_a_gguf_parameter():
+    import gguf
+    import torch
+    from diffusers.quantizers.gguf.utils import GGUFParameter
+
+    layer = torch.nn.Linear(1, 1, bias=False)
+    packed = torch.zeros(4, 144, dtype=torch.uint8)  # Q4_K: 144 bytes hold 256 weights
+    layer.weight = GGUFParameter(packed, quant_type=gguf.GGMLQuantizationType.Q4_K)
+    (row,) = part_sizes({"transformer": layer}).rows
+    assert row.parameters == 4 * 256
+    assert row.gib == 4 * 144 / 2**30
+
+
+def test_helpers_import_without_torch():
+    code = "import helpers.clips, helpers.checks, helpers.checkpoints, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
