@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from helpers.models import model
+
 from .scenes import ACTIONS, MACHINES, SPEEDS, prompt_of, render
 from .train import ROOT, TRUTH_SEEDS
 
@@ -48,9 +50,11 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).mean())
 
 
-def truth(model: str, folder: Path, clips: int, seed: int, steps: int = 8, device: str = "cpu", sheet: Path | None = None) -> dict:
+def truth(
+    name: str, folder: Path, clips: int, seed: int, steps: int, device: str = "cpu", sheet: Path | None = None
+) -> dict:
     """Measure a miniature folder; returns the figures that `--json` prints."""
-    family = importlib.import_module(f"data.make.{model}")
+    family = importlib.import_module(f"data.make.{name}")
     continuer = family.Continuer(folder, device)
     context = continuer.context
     cases = [(m, a, s) for s in SPEEDS for m in MACHINES for a in ACTIONS[m]]
@@ -74,9 +78,9 @@ def truth(model: str, folder: Path, clips: int, seed: int, steps: int = 8, devic
         }
         moves = ((true - last).abs().amax(1, keepdim=True) > MOVES).float()
         row = {"machine": machine, "prompt": prompts[0]}
-        for name, answer in answers.items():
-            row[f"psnr_{name}"], row[f"ssim_{name}"] = psnr(answer, true), ssim(answer, true)
-            row[f"moving_psnr_{name}"] = psnr(answer, true, moves)
+        for kind, answer in answers.items():
+            row[f"psnr_{kind}"], row[f"ssim_{kind}"] = psnr(answer, true), ssim(answer, true)
+            row[f"moving_psnr_{kind}"] = psnr(answer, true, moves)
         n = len(several)
         row["psnr_context"], row["psnr_single"] = psnr(several, true[:n]), psnr(generated[:n], true[:n])
         row["moving_psnr_context"] = psnr(several, true[:n], moves[:n])
@@ -96,7 +100,7 @@ def truth(model: str, folder: Path, clips: int, seed: int, steps: int = 8, devic
             for k in ("psnr_generated", "psnr_freeze", "psnr_oracle", "moving_psnr_generated", "moving_psnr_freeze", "moving_psnr_oracle")}
         for m in MACHINES if any(r["machine"] == m for r in rows)
     }  # fmt: skip
-    result |= {"model": model, "clips": clips, "seed": seed, "steps": steps, "device": device}
+    result |= {"model": name, "clips": clips, "seed": seed, "steps": steps, "device": device}
     if sheet:
         from PIL import Image
 
@@ -111,13 +115,14 @@ def main():
     parser.add_argument("--folder", type=Path, help="the checkpoint (default: data/miniatures/MODEL)")
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the miniature's own)")
     parser.add_argument("--sheet", type=Path, help="write truth and continuation of the first clips into this PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     args = parser.parse_args()
     folder = args.folder or ROOT / "data" / "miniatures" / args.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = truth(args.model, folder, args.clips, args.seed, args.steps, device, args.sheet)
+    steps = args.steps or model(args.model).defaults["miniature"].steps
+    result = truth(args.model, folder, args.clips, args.seed, steps, device, args.sheet)
     if args.json:
         print(json.dumps(result))
     else:
