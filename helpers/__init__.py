@@ -15,4 +15,8 @@ Modules:
 - `helpers.checkpoints`: turns a model and a kind of weights into what `from_pretrained` takes.
 - `helpers.clips`: reads, fits, shows, stitches and writes video clips.
 - `helpers.checks`: checks a lesson's parameters and the machine, with errors that say what to do.
+- `helpers.meter`: `VRAMMeter`, the live readout of VRAM and RAM.
+- `helpers.runs`: the record of a run: time it, compare modes, save, load and tabulate.
+- `helpers.charts`: charts and tables that show themselves in a notebook, drawn with `helpers.svg`.
+- `helpers.run_lesson`: executes a lesson without a browser: `python -m helpers.run_lesson 01_ltx_video`.
 """

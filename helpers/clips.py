@@ -163,8 +163,8 @@ def find(source: str | Path) -> Path:
     return path
 
 
-def read(source: str | Path, *, max_seconds: float = 10.0) -> Clip:
-    """Reads the end of a video.
+def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = False) -> Clip:
+    """Reads the end of a video, or its beginning.
 
     Only the last seconds are decoded and kept, because only they matter for what comes next. Frames are as
     a player shows them, turned upright where the file says so, and never resized. Ten seconds of 1920x1080 at
@@ -172,7 +172,8 @@ def read(source: str | Path, *, max_seconds: float = 10.0) -> Clip:
 
     Args:
         source: Name of a bundled clip, or the path of a video in any format that ffmpeg decodes.
-        max_seconds: How much of the end to keep, in seconds.
+        max_seconds: How much to keep, in seconds.
+        from_start: Keep the beginning and not the end.
 
     Returns:
         The clip; at least one frame.
@@ -194,11 +195,13 @@ def read(source: str | Path, *, max_seconds: float = 10.0) -> Clip:
 
     keep = max(1, round(max_seconds * fps))
     frames: deque[np.ndarray] = deque(maxlen=keep)
-    if duration > max_seconds + 1:
+    if from_start:
+        _decode(path, ["-t", f"{max_seconds:.3f}"], frames)
+    elif duration > max_seconds + 1:
         # One second more than needed, as seeking lands a few frames off in some formats.
         _decode(path, ["-sseof", f"{-max_seconds - 1:.3f}"], frames)
     if frames:
-        start = max(0.0, duration - len(frames) / fps)
+        start = 0.0 if from_start else max(0.0, duration - len(frames) / fps)
     else:
         # A short clip, one of unknown length, or one whose sound goes on after its last frame.
         count = _decode(path, [], frames)
@@ -209,12 +212,17 @@ def read(source: str | Path, *, max_seconds: float = 10.0) -> Clip:
     return Clip(np.stack(frames), fps, name=path.stem, path=path, has_audio=has_audio, start=start)
 
 
-def continuation_truth(clip: Clip) -> Clip | None:
-    """Returns what really came next, `<name>_continues.mp4` beside the clip's file, or `None` without one."""
+def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:
+    """Returns what really came next, `<name>_continues.mp4` beside the clip's file, or `None` without one.
+
+    Args:
+        clip: A clip that was read from a file.
+        max_seconds: How much of the continuation to read, in seconds.
+    """
     if clip.path is None:
         return None
     path = clip.path.with_name(f"{clip.path.stem}{CONTINUES}.mp4")
-    return read(path) if path.is_file() else None
+    return read(path, max_seconds=max_seconds, from_start=True) if path.is_file() else None
 
 
 def _run(command: list[str], data: memoryview | None = None) -> tuple[int, str]:

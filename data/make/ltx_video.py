@@ -21,16 +21,34 @@ from . import text
 FRAMES = 25  # 8k+1, as the real model's rule
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
 VAE = dict(
-    latent_channels=64, block_out_channels=(48, 64, 128), down_block_types=("LTXVideo095DownBlock3D",) * 2,
-    downsample_type=("spatiotemporal",) * 2, spatio_temporal_scaling=(True, True), layers_per_block=(1, 1, 0),
-    decoder_block_out_channels=(48, 72), decoder_spatio_temporal_scaling=(True, True), decoder_layers_per_block=(2, 1, 0),
-    decoder_inject_noise=(False,) * 3, upsample_residual=(True, True), upsample_factor=(1, 2), timestep_conditioning=False,
-    patch_size=4, patch_size_t=1, scaling_factor=1.0, spatial_compression_ratio=SPATIAL, temporal_compression_ratio=TEMPORAL,
-)  # fmt: skip
+    latent_channels=64,
+    block_out_channels=(48, 64, 128),
+    down_block_types=("LTXVideo095DownBlock3D",) * 2,
+    downsample_type=("spatiotemporal",) * 2,
+    spatio_temporal_scaling=(True, True),
+    layers_per_block=(1, 1, 0),
+    decoder_block_out_channels=(48, 72),
+    decoder_spatio_temporal_scaling=(True, True),
+    decoder_layers_per_block=(2, 1, 0),
+    decoder_inject_noise=(False,) * 3,
+    upsample_residual=(True, True),
+    upsample_factor=(1, 2),
+    timestep_conditioning=False,
+    patch_size=4,
+    patch_size_t=1,
+    scaling_factor=1.0,
+    spatial_compression_ratio=SPATIAL,
+    temporal_compression_ratio=TEMPORAL,
+)
 TRANSFORMER = dict(
-    in_channels=64, out_channels=64, num_attention_heads=5, attention_head_dim=32, cross_attention_dim=160, num_layers=4,
+    in_channels=64,
+    out_channels=64,
+    num_attention_heads=5,
+    attention_head_dim=32,
+    cross_attention_dim=160,
+    num_layers=4,
     caption_channels=text.WIDTH,
-)  # fmt: skip
+)
 
 
 def build_vae() -> AutoencoderKLLTXVideo:
@@ -49,8 +67,8 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 class Denoising:
     """The transformer's training loss on normalised latents, the same conditioning as in the two LTX pipelines.
 
-    `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior; `LTXConditionPipeline` gives
-    one to three, adds a little noise to them, and counts time in another way. Both are learnt.
+    `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior; `LTXConditionPipeline`
+    gives one to three, adds a little noise to them, and counts time in another way. Both are learnt.
 
     Args:
         latents: [N, C, T, H, W] fp16, normalised per channel.
@@ -88,10 +106,13 @@ class Denoising:
             context = context + 0.15 * sigma**2 * torch.randn_like(clean)
         noisy = torch.where(known, context, (1 - sigma) * clean + sigma * noise)
         velocity = transformer(
-            hidden_states=noisy, encoder_hidden_states=self.embeds[prompt], encoder_attention_mask=self.mask[prompt],
-            timestep=(sigma * 1000 * ~known)[..., 0], return_dict=False,
+            hidden_states=noisy,
+            encoder_hidden_states=self.embeds[prompt],
+            encoder_attention_mask=self.mask[prompt],
+            timestep=(sigma * 1000 * ~known)[..., 0],
+            return_dict=False,
             video_coords=self.coordinates(several, 25.0 if torch.rand(()).item() < 0.2 else 24.0),
-        )[0]  # fmt: skip
+        )[0]
         # an error of velocity moves the final latents by sigma times as much: weighted between the two
         error = sigma * (velocity.float() - (noise - clean)) ** 2 * ~known
         return error.sum() / (~known).sum() / n / clean.shape[-1]
@@ -101,8 +122,8 @@ def assemble(work: Path, folder: Path) -> None:
     """Put the trained parts of `work` together as a pipeline folder in fp16, in the diffusers layout."""
     pipe = LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
-        vae=AutoencoderKLLTXVideo.from_pretrained(work / "vae", torch_dtype=torch.float16),
-        transformer=LTXVideoTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=torch.float16),
+        vae=AutoencoderKLLTXVideo.from_pretrained(work / "vae", dtype=torch.float16),
+        transformer=LTXVideoTransformer3DModel.from_pretrained(work / "transformer", dtype=torch.float16),
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
     )
@@ -119,7 +140,7 @@ class Continuer:
     context = 9  # frames that `from_several` takes
 
     def __init__(self, folder: Path, device: str):
-        self.pipe = LTXImageToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        self.pipe = LTXImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
         self.several = LTXConditionPipeline(**self.pipe.components)
         for pipe in (self.pipe, self.several):
             pipe.set_progress_bar_config(disable=True)
@@ -129,9 +150,18 @@ class Continuer:
         # encoded once for both pipelines: the second one would pad to 256 tokens, and a T5 encoder sees the padding
         embeds, mask, _, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         out = pipe(
-            prompt_embeds=embeds, prompt_attention_mask=mask, height=height, width=width, num_frames=FRAMES,
-            frame_rate=24, num_inference_steps=steps, guidance_scale=1.0, generator=torch.Generator().manual_seed(seed), output_type="pt", **given,
-        )  # fmt: skip
+            prompt_embeds=embeds,
+            prompt_attention_mask=mask,
+            height=height,
+            width=width,
+            num_frames=FRAMES,
+            frame_rate=24,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+            **given,
+        )
         return out.frames[0].float().cpu()
 
     def from_one(self, frame, prompt, steps, seed):

@@ -2,8 +2,8 @@
 
     python -m data.make.sample_clips            # writes data/clips/*.mp4
 
-Three clips of 3 s at 1280x720 and 24 frames a second, and for each the 5 s that come next, as a file of its own. The wood
-chipper has sound, made here too: the motor's hum, the blades' beat, and a rattle for every chip.
+Three clips of 3 s at 1280x720 and 24 frames a second, and for each the 5 s that come next, as a file of its own. The
+wood chipper has sound, made here too: the motor's hum, the blades' beat, and a rattle for every chip.
 """
 
 import argparse
@@ -61,8 +61,24 @@ def add_sound(video: Path, sound: np.ndarray) -> None:
         with wave.open(str(track), "wb") as file:
             file.setnchannels(1), file.setsampwidth(2), file.setframerate(RATE)
             file.writeframes(sound.tobytes())
-        command = [clips.ffmpeg_path(), "-v", "error", "-i", video, "-i", track, "-c:v", "copy", "-c:a", "aac", "-b:a", "64k",
-                   "-movflags", "+faststart", joined]  # fmt: skip
+        command = [
+            clips.ffmpeg_path(),
+            "-v",
+            "error",
+            "-i",
+            video,
+            "-i",
+            track,
+            "-c:v",
+            "copy",
+            "-c:a",
+            "aac",
+            "-b:a",
+            "64k",
+            "-movflags",
+            "+faststart",
+            joined,
+        ]
         subprocess.run([str(part) for part in command], check=True)
         video.write_bytes(joined.read_bytes())
 
@@ -79,7 +95,10 @@ def main():
         frames = draw(*SCENES[name])
         sound = chipper_sound(SECONDS + CONTINUES) if name == "wood_chipper" else None
         cut = SECONDS * FPS
-        for suffix, part, seconds in (("", slice(0, cut), slice(0, SECONDS * RATE)), ("_continues", slice(cut, None), slice(SECONDS * RATE, None))):
+        for suffix, part, seconds in (
+            ("", slice(0, cut), slice(0, SECONDS * RATE)),
+            ("_continues", slice(cut, None), slice(SECONDS * RATE, None)),
+        ):
             path = FOLDER / f"{name}{suffix}.mp4"
             clip = clips.Clip(frames=frames[part], fps=float(FPS), name=path.stem, path=None, has_audio=False)
             clips.write(path, clip, crf=args.crf)

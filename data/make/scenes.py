@@ -133,7 +133,7 @@ class Canvas:
 
         big = _most(r, r_end)
         self.paint((_least(ax, bx) - big, _least(ay, by) - big, _most(ax, bx) + big, _most(ay, by) + big),
-                   distance, colour, opacity, **shading)  # fmt: skip
+                   distance, colour, opacity, **shading)
 
     def box(self, cx, cy, half_w, half_h, colour, opacity=None, turn=None, round=2.0, **shading):
         """A rounded rectangle, turned by `turn` radians."""
@@ -164,7 +164,7 @@ class Canvas:
             return d - round
 
         self.paint((_least(*xs) - round, _least(*ys) - round, _most(*xs) + round, _most(*ys) + round),
-                   distance, colour, opacity, **shading)  # fmt: skip
+                   distance, colour, opacity, **shading)
 
     def puff(self, cx, cy, r, colour, opacity):
         """A soft cloud of dust or smoke: a Gaussian of radius r, cut off where it ends."""
@@ -266,7 +266,7 @@ def _background(draw: Draws, size, device):
     canvas.box(bx, horizon - bh + 8, bw, bh, wall, chosen(place, 2), round=1.0, lit=(horizon - bh, bh, 0.12))
     canvas.paint((bx - bw, horizon - 2 * bh, bx + bw, horizon),
                  lambda x, y: torch.maximum((x - bx).abs() - bw + 3, horizon - 2 * bh + 11 - y),
-                 wall * 0.55, chosen(place, 2) * _crop(openings, canvas, bx - bw, horizon - 2 * bh, bx + bw, horizon))  # fmt: skip
+                 wall * 0.55, chosen(place, 2) * _crop(openings, canvas, bx - bw, horizon - 2 * bh, bx + bw, horizon))
     steel = draw.colour([0.80, 0.55, 0.15], [0.90, 0.70, 0.25])
     cx = bx + torch.where(bx < 144, 1.0, -1.0) * (bw + 20)
     canvas.capsule(cx, horizon, cx, 22.0, 1.2, steel * 0.85, chosen(place, 2))
@@ -375,7 +375,7 @@ def _excavator(draw, canvas, moving, ground, earth, action, speed, time):
     # the heap it digs in hides what is inside it
     hx = x0 + face * 80 * k
     c.paint((hx - 30, y0 - 12, hx + 30, y0 + 9), lambda x, y: (torch.hypot((x - hx) / 28, (y - y0 - 5) / 13) - 1) * 13, earth * 0.74,
-            lit=(y0, 10, 0.22))  # fmt: skip
+            lit=(y0, 10, 0.22))
     dust = dig * (1 - ((((at % 1) - 0.45) / 0.17) ** 2)).clamp(0, 1)
     for slot in range(2):
         age = (at * 4 + slot / 2) % 1
@@ -444,7 +444,7 @@ def _wheel_loader(draw, canvas, moving, ground, earth, action, speed, time):
 
     c.circle(*at_bucket(10, -1), 8.0 * k, earth * 0.64, outline=0.15)
     c.polygon([at_bucket(-3, 8), at_bucket(-3, -10), at_bucket(4, -12), at_bucket(24, -12), at_bucket(24, -10), at_bucket(3, 8)],
-              dark * 2.0, outline=0.25)  # fmt: skip
+              dark * 2.0, outline=0.25)
     c.circle(bx, by, 2.6 * k, steel)
 
 
@@ -498,7 +498,7 @@ def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time):
     c.circle(ox + length * torch.sin(now), oy - length * torch.cos(now), 3.0 * k, dark)
     c.box(x0 - side * 4 * k, y0 - 38 * k, 25 * k, 20 * k, paint, round=4.0, outline=0.28, lit=(y0 - 38 * k, 20 * k, 0.18))
     c.polygon([(x0 + side * 18 * k, y0 - 48 * k), (x0 + side * 46 * k, y0 - 58 * k), (x0 + side * 46 * k, y0 - 20 * k), (x0 + side * 18 * k, y0 - 24 * k)],
-              paint * 0.82, outline=0.3, lit=(y0 - 38 * k, 20 * k, 0.2))  # fmt: skip
+              paint * 0.82, outline=0.3, lit=(y0 - 38 * k, 20 * k, 0.2))
     c.circle(ox, oy + 4 * k, 7.4 * k, paint * 0.86, outline=0.3)
     fx, fy = x0 - side * 12 * k, y0 - 37 * k
     c.circle(fx, fy, 12 * k, dark * 1.6, outline=0.3)

@@ -1,4 +1,4 @@
-"""The miniatures' prompt side: a T5 tokenizer trained on our prompts and a small T5 encoder with random, frozen weights.
+"""The miniatures' prompt side: a T5 tokenizer trained on our prompts, a small T5 encoder with random weights.
 
 Random is enough here: an untrained transformer already gives every sentence its own embedding, and the denoiser learns
 what each one means. The classes, the files and the calls are those of the real models.
@@ -21,10 +21,22 @@ def save_tokenizer(folder: Path) -> None:
     """Train a sentencepiece model on the prompts and save it as a T5 tokenizer."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(PROMPTS * 20), model_writer=model, model_type="unigram", vocab_size=120,
-        hard_vocab_limit=False, character_coverage=1.0, normalization_rule_name="identity", pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        pad_piece="<pad>", eos_piece="</s>", unk_piece="<unk>", minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(PROMPTS * 20),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=120,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        eos_piece="</s>",
+        unk_piece="<unk>",
+        minloglevel=2,
+    )
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     vocab = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
     T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=MAX_TOKENS).save_pretrained(folder)
@@ -35,9 +47,19 @@ def save_encoder(folder: Path, vocab_size: int, seed: int = 0) -> None:
     """Make the small encoder from a seed and save it in fp16."""
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=vocab_size, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
-        dropout_rate=0.0, pad_token_id=0, eos_token_id=1, is_encoder_decoder=False, use_cache=False,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        d_model=WIDTH,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
     T5EncoderModel(config).half().save_pretrained(folder)
 
 
@@ -45,7 +67,7 @@ def save_encoder(folder: Path, vocab_size: int, seed: int = 0) -> None:
 def embed(folder: Path, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings [N, L, WIDTH] and mask [N, L] as the pipeline computes them, cut after the longest prompt.
 
-    The encoder sees all of `MAX_TOKENS` positions, as in the pipeline; the denoiser masks the padding, so it may be cut.
+    The encoder sees all of `MAX_TOKENS` positions, as in the pipeline; the denoiser masks padding, so it may be cut.
     """
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
     encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()

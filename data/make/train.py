@@ -4,9 +4,9 @@
     python -m data.make.train ltx_video --vae-minutes 1 --denoiser-minutes 1 --work /tmp/quick --no-assemble
     torchrun --nproc-per-node 4 -m data.make.train ltx_video  # the same on several GPUs: each draws clips of its own
 
-Four stages, each skipped when its result is in the work folder already: the text side, the VAE, the latents' statistics,
-the denoiser. A stage is a time budget, not a step count: on any GPU its learning rate has run down when the time is up.
-Interrupted, it goes on from its last saved state. All data is drawn by `data.make.scenes` on the way.
+Four stages, each skipped when its result is in the work folder already: the text side, the VAE, the latents'
+statistics, the denoiser. A stage is a time budget, not a step count: on any GPU its learning rate has run down when the
+time is up. Interrupted, it goes on from its last saved state. All data is drawn by `data.make.scenes` on the way.
 """
 
 import argparse
@@ -76,7 +76,9 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
     stage goes on; weights returned are an exponential moving average.
     """
     state_path = work / f"{name}.pt"
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=device == "cuda")
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=device == "cuda"
+    )
     average = copy.deepcopy(module).requires_grad_(False)
     step, used, history = 0, 0.0, []
     if state_path.exists():
@@ -89,8 +91,14 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
     def save():
         if RANK != 0:
             return
-        state = {"module": module.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                 "step": step, "used": used, "history": history}  # fmt: skip
+        state = {
+            "module": module.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "used": used,
+            "history": history,
+        }
         torch.save(state, state_path.with_suffix(".part"))
         state_path.with_suffix(".part").replace(state_path)
 
@@ -157,7 +165,12 @@ def train_vae(family, args, work, device):
     if device == "cuda":
         vae = vae.to(memory_format=torch.channels_last_3d)
     pool = torch.cat([clips for clips, _ in draw_clips(args.vae_clips, RANK * args.vae_clips, family.FRAMES, device)])
-    say("drawn", tuple(pool.shape), "for the VAE of", f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
+    say(
+        "drawn",
+        tuple(pool.shape),
+        "for the VAE of",
+        f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters",
+    )
     window, crop = min(17, family.FRAMES), 144
     encoder, decoder = vae.encoder, vae.decoder
     if args.compile:
@@ -187,7 +200,7 @@ def train_vae(family, args, work, device):
 
     vae, log = fit("vae", vae, loss, args.vae_minutes, work, lr=args.vae_lr, warmup=100, ema_decay=0.998, device=device)
     vae = vae.to(memory_format=torch.contiguous_format)
-    del pool
+    pool = None  # gigabytes
     torch.cuda.empty_cache() if device == "cuda" else None
     return vae, log
 
@@ -218,7 +231,12 @@ def make_latents(family, vae, args, device):
     shape = (1, -1, 1, 1, 1)
     for part in latents.split(2000):  # in place: there are gigabytes of them
         part.sub_(vae.latents_mean.view(shape).half()).div_(vae.latents_std.view(shape).half())
-    say("latents", tuple(latents.shape), "posterior std over latents' std", f"{(spread[0] / vae.latents_std.mean()).item():.3f}")
+    say(
+        "latents",
+        tuple(latents.shape),
+        "posterior std over latents' std",
+        f"{(spread[0] / vae.latents_std.mean()).item():.3f}",
+    )
     return latents, prompts, torch.stack(spread).mean() / vae.latents_std
 
 
@@ -247,14 +265,28 @@ def train_denoiser(family, vae, args, work, device):
         with cast(device):
             return denoising.loss(denoiser)
 
-    return fit("denoiser", denoiser, loss, args.denoiser_minutes, work, lr=args.lr, warmup=300, ema_decay=0.9995, device=device)
+    return fit(
+        "denoiser",
+        denoiser,
+        loss,
+        args.denoiser_minutes,
+        work,
+        lr=args.lr,
+        warmup=300,
+        ema_decay=0.9995,
+        device=device,
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="ltx_video (the other families join as modules beside it)")
     parser.add_argument("--work", type=Path, help="where states and parts are kept (default: outputs/train/MODEL)")
-    parser.add_argument("--start-from", type=Path, help="a folder with vae/ and perhaps transformer/ to start the weights from")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="a folder with vae/ and perhaps transformer/ to start the weights from",
+    )
     parser.add_argument("--vae-minutes", type=float, default=6.0)
     parser.add_argument("--denoiser-minutes", type=float, default=9.0)
     parser.add_argument("--vae-clips", type=int, default=2400)

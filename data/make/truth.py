@@ -5,8 +5,8 @@
 Each clip's last seen frame and its prompt go into the pipeline; the answer is compared with the frames that really come
 next. Beside it stand: the last frame held still ("freeze"), the VAE's own reconstruction of the truth (the "oracle": no
 continuation of this VAE can look better), a wrong action in the prompt, and several frames of context in place of one.
-PSNR in dB over all new frames of a clip; "moving" counts only the pixels where the truth differs from the last seen frame
-by more than 0.08. Medians over clips.
+PSNR in dB over all new frames of a clip; "moving" counts only the pixels where the truth differs from the last seen
+frame by more than 0.08. Medians over clips.
 """
 
 import argparse
@@ -89,17 +89,29 @@ def truth(
         if sheet and len(pictures) < 24:
             at = (0, len(true) // 2, len(true) - 1)
             pictures += [torch.cat([last, *(frames[k] for k in at)], 2) for frames in (true, generated)]
-    result = {key: round(statistics.median(r[key] for r in rows), 3) for key in rows[0] if "psnr" in key or "ssim" in key}
+    result = {
+        key: round(statistics.median(r[key] for r in rows), 3) for key in rows[0] if "psnr" in key or "ssim" in key
+    }
     share = lambda a, b: round(sum(r[a] > r[b] for r in rows) / len(rows), 4)  # noqa: E731
     result["beats_freeze"] = share("psnr_generated", "psnr_freeze")
     result["right_beats_wrong"] = share("psnr_generated", "psnr_wrong_prompt")
     result["context_beats_single"] = share("psnr_context", "psnr_single")
     result["seconds_per_clip"] = round(statistics.median(times), 2)
     result["by_machine"] = {
-        m: {k: round(statistics.median(r[k] for r in rows if r["machine"] == m), 2)
-            for k in ("psnr_generated", "psnr_freeze", "psnr_oracle", "moving_psnr_generated", "moving_psnr_freeze", "moving_psnr_oracle")}
-        for m in MACHINES if any(r["machine"] == m for r in rows)
-    }  # fmt: skip
+        m: {
+            k: round(statistics.median(r[k] for r in rows if r["machine"] == m), 2)
+            for k in (
+                "psnr_generated",
+                "psnr_freeze",
+                "psnr_oracle",
+                "moving_psnr_generated",
+                "moving_psnr_freeze",
+                "moving_psnr_oracle",
+            )
+        }
+        for m in MACHINES
+        if any(r["machine"] == m for r in rows)
+    }
     result |= {"model": name, "clips": clips, "seed": seed, "steps": steps, "device": device}
     if sheet:
         from PIL import Image
