@@ -2,8 +2,9 @@
 
 Quick start, from the project's root:
 
-    from helpers.clips import read, show
     from helpers.checkpoints import checkpoint
+    from helpers.clips import read
+    from helpers.pictures import show
 
     clip = read("excavator")                    # or the path of your own clip
     show(clip)                                  # a strip of frames and a player
@@ -13,7 +14,8 @@ Modules:
 
 - `helpers.models`: the catalogue of the five models: Hub ids, size and frame rules, defaults, licences.
 - `helpers.checkpoints`: turns a model and a kind of weights into what `from_pretrained` takes.
-- `helpers.clips`: reads, fits, shows, stitches and writes video clips.
+- `helpers.clips`: reads, fits, stitches and writes video clips, and judges a join.
+- `helpers.pictures`: shows clips: strips of frames, the player, pictures on disk.
 - `helpers.checks`: checks a lesson's parameters and the machine, with errors that say what to do.
 - `helpers.meter`: `VRAMMeter`, the live readout of VRAM and RAM.
 - `helpers.runs`: the record of a run: time it, compare modes, save, load and tabulate.

@@ -39,7 +39,7 @@ def given(tmp_path, monkeypatch):
 
 def test_none_becomes_the_default_of_these_weights(given, tmp_path):
     settings = resolve("ltx_video", **given)
-    assert (settings.width, settings.height, settings.num_frames, settings.steps) == (288, 160, 25, 8)
+    assert (settings.width, settings.height, settings.num_frames, settings.steps) == (288, 160, 25, 4)
     assert (settings.guidance_scale, settings.vram_budget_gb, settings.ram_budget_gb) == (1.0, 12.0, None)
     assert settings.model.name == "ltx_video"
     assert settings.folder == settings.out_dir / "ltx_video" and (tmp_path / settings.folder).is_dir()

@@ -14,16 +14,13 @@ from helpers.clips import (
     continuation_truth,
     ffmpeg_path,
     fit,
-    poster,
     psnr,
     read,
-    save_image,
     seam,
-    show,
-    side_by_side,
     stitch,
     write,
 )
+from helpers.pictures import poster, save_image, show, side_by_side
 
 
 def ffmpeg(*arguments):

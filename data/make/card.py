@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import clips
+from helpers import clips, pictures
 from helpers.models import model
 
 from .sample_clips import SCENES
@@ -98,7 +98,7 @@ def draw_picture(name: str, folder: Path, device: str) -> None:
         past = clip.frames[[-48, -24, -1]]
         rows[clip_name.replace("_", " ")] = np.concatenate([past, new[[7, 15, 23]]])
     PICTURES.mkdir(exist_ok=True)
-    clips.save_image(PICTURES / f"{name}.png", clips.side_by_side(rows, count=6, height=108))
+    pictures.save_image(PICTURES / f"{name}.png", pictures.side_by_side(rows, count=6, height=108))
 
 
 def main():
