@@ -428,3 +428,11 @@ def test_seam_after_a_single_frame():
     figures = seam(Clip(frames[:1], 24), frames[1:])
     assert math.isnan(figures.usual) and not figures.frozen
     repr(figures)
+
+
+def test_the_beginning_can_be_read_in_place_of_the_end():
+    whole = read("excavator")
+    beginning, end = read("excavator", max_seconds=0.5, from_start=True), read("excavator", max_seconds=0.5)
+    assert len(beginning) == len(end) == 12
+    assert np.array_equal(beginning.frames, whole.frames[:12]) and beginning.start == 0
+    assert np.array_equal(end.frames, whole.frames[-12:]) and end.start == pytest.approx(2.5)
