@@ -1,0 +1,185 @@
+"""Every notebook is executed headlessly, as a reader would run it, and what it makes is looked at."""
+
+import json
+import shutil
+import subprocess
+
+import nbformat
+import numpy as np
+import pytest
+from nbconvert import HTMLExporter
+
+from helpers import clips
+from helpers.models import model
+from helpers.run_lesson import main as run_lesson
+from tests.notebook_style import ROOT, notebooks
+
+LONG_PROMPT = "the excavator lowers its arm and digs " * 40
+# notebook: the runs, each the parameters that differ from the defaults
+MATRIX = {
+    "00_start_here": {"defaults": {}},
+    "01_ltx_video": {
+        "defaults": {},
+        "portrait": {
+            "clip": "wood_chipper", "prompt": "the wood chipper throws chips to the left", "offload": "group_leaf",
+            "width": 160, "height": 288, "steps": 2,
+        },
+        "own clip": {"clip": "OWN", "offload": "sequential", "num_frames": 9, "steps": 2, "prompt": LONG_PROMPT},
+    },
+}  # fmt: skip
+RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
+LTX_RUNS = list(MATRIX["01_ltx_video"])
+MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
+RECORD_KEYS = (
+    "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "
+    "peak_ram_gib step_seconds resident_step_seconds stages forecast latents_equal versions date"
+).split()
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Runs a lesson once for each set of parameters; returns its output folder."""
+    done = {}
+
+    def run(lesson, name):
+        if (lesson, name) not in done:
+            out = tmp_path_factory.mktemp("out")
+            given = dict(MATRIX[lesson][name])
+            if given.get("clip") == "OWN":
+                given["clip"] = str(own_clip(out))
+            arguments = [word for key, value in given.items() for word in ("-p", key, str(value))]
+            assert run_lesson([lesson, "--out", str(out), *arguments]) == 0
+            done[lesson, name] = out
+        return done[lesson, name]
+
+    return run
+
+
+def own_clip(folder):
+    """Five frames of odd size at 30 frames a second, as a phone's app may leave them."""
+    path = folder / "mine.mkv"
+    source = ["-f", "lavfi", "-i", "testsrc2=size=175x99:rate=30", "-frames:v", "5", "-c:v", "ffv1"]
+    subprocess.run([clips.ffmpeg_path(), "-v", "error", *source, str(path)], check=True)
+    return path
+
+
+def outputs(folder, lesson, cell_id):
+    notebook = nbformat.read(folder / f"{lesson}.ipynb", 4)
+    (cell,) = [cell for cell in notebook.cells if cell.id == cell_id]
+    return cell.outputs
+
+
+def printed(folder, lesson, cell_id):
+    return "".join(output.get("text", "") for output in outputs(folder, lesson, cell_id))
+
+
+def test_every_notebook_is_in_the_matrix():
+    assert {path.stem for path in notebooks()} == set(MATRIX)
+
+
+@pytest.mark.lesson
+@pytest.mark.parametrize(("lesson", "run"), RUNS)
+def test_the_notebook_runs_to_its_end_and_can_be_published(executed, lesson, run):
+    path = executed(lesson, run) / f"{lesson}.ipynb"
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    assert path.stat().st_size < 5_000_000
+    assert "widgets" not in notebook.metadata
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert "<svg" in page or "image/svg" in page
+    for cell in code:
+        for output in cell.outputs:
+            assert "deprecat" not in str(output.get("text", "")).lower(), f"{cell.id}: {output['text']}"
+
+
+@pytest.mark.lesson
+@pytest.mark.parametrize("run", LTX_RUNS)
+def test_every_mode_gives_the_plain_runs_latents(executed, run):
+    record = json.loads((executed("01_ltx_video", run) / "ltx_video" / "run.json").read_text())
+    assert [mode["offload"] for mode in record["modes"]] == MODES
+    for mode in record["modes"]:
+        assert mode["latents_difference"] <= 1e-5 and mode["latents_equal"] and not mode["failed"], mode["offload"]
+        assert mode["peak_ram_gib"] > 0.1 and mode["step_seconds"] > 0
+    assert set(RECORD_KEYS) <= set(record) and record["latents_equal"] is True
+    assert record["offload"] == MATRIX["01_ltx_video"][run].get("offload", "model")
+
+
+@pytest.mark.lesson
+def test_each_meters_last_frame_is_in_the_notebook(executed):
+    folder = executed("01_ltx_video", "defaults")
+    for mode in MODES:
+        cell_id = f"mode-{mode.replace('_', '-')}"
+        charts = [o["data"] for o in outputs(folder, "01_ltx_video", cell_id) if "image/svg+xml" in o.get("data", {})]
+        assert len(charts) == 1, cell_id
+        assert "done" in charts[0]["image/svg+xml"] and "peak" in charts[0]["text/plain"], cell_id
+
+
+@pytest.mark.lesson
+@pytest.mark.parametrize("run", LTX_RUNS)
+def test_the_longer_clip_is_the_clip_and_then_something_new(executed, run):
+    folder, given = executed("01_ltx_video", run), MATRIX["01_ltx_video"][run]
+    result = folder / "ltx_video"
+    assert {"continued.mp4", "poster.png", "latents.safetensors", "run.json"} == {p.name for p in result.iterdir()}
+    defaults = model("ltx_video").defaults["miniature"]
+    width, height = given.get("width", defaults.width), given.get("height", defaults.height)
+    source = clips.read(folder / "mine.mkv" if given.get("clip") == "OWN" else given.get("clip", "excavator"))
+    past = source.fit(width, height)
+    longer = clips.read(result / "continued.mp4")
+
+    new = given.get("num_frames", defaults.num_frames) - 1
+    if source.fps == 24:
+        assert len(longer) == len(past) + new and longer.fps == 24
+    else:  # the continuation takes the clip's own rate, and keeps its seconds
+        assert longer.fps == source.fps and longer.seconds == pytest.approx(past.seconds + new / 24, abs=1 / 24)
+    enlarged = longer.width // width
+    assert enlarged >= 3 and longer.size == (width * enlarged, height * enlarged)
+    assert longer.has_audio == source.has_audio
+
+    shown = clips.stitch(past, past.frames[-1:].repeat(2, axis=0), fps=source.fps, enlarge=enlarged).frames[: len(past)]
+    # H.264 at crf 18 keeps smooth pictures far above this, the flat edges of a test card just above
+    assert clips.psnr(longer.frames[: len(past)], shown) > 28
+    small = clips.fit(longer.frames[len(past) :], width, height)
+    steps = np.abs(np.diff(small.astype(float), axis=0)).mean(axis=(1, 2, 3))
+    assert steps.max() < 25, "neighbouring frames differ like noise"
+    if run == "defaults":
+        assert np.abs(small[-1].astype(float) - small[0]).mean() > 1.5, "the continuation stands still"
+
+
+@pytest.mark.lesson
+def test_the_continuation_is_nearer_to_the_truth_than_a_frozen_frame(executed):
+    past = clips.read("excavator").fit(288, 160)
+    longer = clips.read(executed("01_ltx_video", "defaults") / "ltx_video" / "continued.mp4")
+    generated = clips.fit(longer.frames[len(past) :], 288, 160)
+    truth = clips.continuation_truth(clips.read("excavator"), max_seconds=1.0).fit(288, 160).frames
+    frozen = past.frames[-1:].repeat(len(truth), axis=0)
+    assert clips.psnr(generated, truth) > clips.psnr(frozen, truth) + 3
+
+
+@pytest.mark.lesson
+def test_what_the_encoder_does_not_see_is_said(executed):
+    assert "the whole prompt is seen" in printed(executed("01_ltx_video", "defaults"), "01_ltx_video", "encode-prompt")
+    cut = printed(executed("01_ltx_video", "own clip"), "01_ltx_video", "encode-prompt")
+    assert "not seen by the encoder: " in cut and "lowers its arm and digs" in cut
+
+
+@pytest.mark.lesson
+def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
+    kept = tmp_path / "ltx_video" / "continued.mp4"
+    kept.parent.mkdir()
+    shutil.copy(ROOT / "data" / "clips" / "excavator.mp4", kept)
+    before = kept.read_bytes()
+    wrong = {"offload": "modle", "width": 300, "num_frames": 24, "prompt": "", "clip": "excavatr", "weights": "tiny"}
+    arguments = [word for key, value in wrong.items() for word in ("-p", key, str(value))]
+    assert run_lesson(["01_ltx_video", "--out", str(tmp_path), *arguments]) == 1
+    message = capsys.readouterr().err
+    assert "cell `check`" in message
+    for expected in ("'model'", "nearest: 288", "nearest: 25", "prompt is empty", "'excavator'", "miniature"):
+        assert expected in message, expected
+    assert kept.read_bytes() == before and [p.name for p in kept.parent.iterdir()] == ["continued.mp4"]
+
+
+def test_an_unknown_parameter_is_refused_at_once(tmp_path, capsys):
+    assert run_lesson(["01_ltx_video", "--out", str(tmp_path), "-p", "stepps", "3"]) == 2
+    assert "steps" in capsys.readouterr().err
