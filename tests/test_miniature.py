@@ -1,0 +1,86 @@
+"""The bundled miniature is the real classes with small configurations, and it continues clips that it never saw."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    FlowMatchEulerDiscreteScheduler,
+    LTXImageToVideoPipeline,
+    LTXVideoTransformer3DModel,
+)
+from transformers import T5EncoderModel, T5TokenizerFast
+
+from data.make.truth import truth
+from helpers.models import model
+from tests.notebook_style import ROOT
+
+FOLDER = ROOT / "data" / "miniatures" / "ltx_video"
+STEPS = model("ltx_video").defaults["miniature"].steps
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return truth("ltx_video", FOLDER, clips=3, seed=1, steps=STEPS)
+
+
+def test_it_loads_as_the_published_model_does():
+    pipe = LTXImageToVideoPipeline.from_pretrained(FOLDER, dtype=torch.float32)
+    assert {name: type(part) for name, part in pipe.components.items()} == {
+        "scheduler": FlowMatchEulerDiscreteScheduler, "vae": AutoencoderKLLTXVideo, "text_encoder": T5EncoderModel,
+        "tokenizer": T5TokenizerFast, "transformer": LTXVideoTransformer3DModel,
+    }  # fmt: skip
+    assert pipe.transformer.dtype == torch.float32 == pipe.vae.dtype
+
+
+def test_it_is_small_and_holds_weights_only():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 9_000_000
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".model", ".md"}
+
+
+@pytest.mark.slow
+def test_it_continues_clips_that_it_never_saw(measured):
+    assert measured["psnr_generated"] > measured["psnr_freeze"] + 1
+    assert measured["moving_psnr_generated"] > measured["moving_psnr_freeze"] + 3
+    assert measured["psnr_generated"] > measured["psnr_wrong_prompt"] + 1
+    assert measured["psnr_oracle"] > measured["psnr_generated"]
+    assert measured["right_beats_wrong"] == 1 and measured["beats_freeze"] >= 0.6
+    assert measured["seconds_per_clip"] <= 15
+    assert all(math.isfinite(value) for value in measured.values() if isinstance(value, float))
+
+
+@pytest.mark.slow
+def test_its_card_states_the_measured_figures(measured):
+    metrics = json.loads((FOLDER / "metrics.json").read_text())
+    assert set(metrics) == {*measured, "training"} and metrics["clips"] >= 48 and metrics["steps"] == STEPS
+    card = (FOLDER / "README.md").read_text()
+    for kind in ("generated", "freeze", "oracle", "wrong_prompt"):
+        psnr, ssim, moving = (metrics[f"{measure}_{kind}"] for measure in ("psnr", "ssim", "moving_psnr"))
+        assert f"{psnr:.2f} | {ssim:.3f} | {moving:.2f}" in card, kind
+    for leg in metrics["training"]:
+        assert re.search(rf"- {re.escape(leg['stage'])}: {leg['steps']:,} steps", card)
+    # a handful of clips scatters, but another model's figures would be far off
+    assert abs(metrics["psnr_generated"] - measured["psnr_generated"]) < 4
+
+
+@pytest.mark.slow
+def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
+    tiny = "--vae-minutes 0.02 --denoiser-minutes 0.02 --vae-clips 3 --latents 3 --vae-batch 1 --batch 1".split()
+    command = [sys.executable, "-m", "data.make.train", "ltx_video", "--work", tmp_path]
+    command += ["--no-compile", "--no-assemble"]
+    first = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "for the VAE of" in first.stdout and "denoiser of" in first.stdout
+    log = json.loads((tmp_path / "training.json").read_text())
+    assert log["vae"]["steps"] > 0 and log["denoiser"]["steps"] > 0
+    again = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert again.stdout == "", "a finished stage was done again"
+
+    (tmp_path / "transformer" / "config.json").unlink()  # the denoiser's state is still there
+    more = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "denoiser goes on at step" in more.stdout and "for the VAE of" not in more.stdout

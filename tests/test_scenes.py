@@ -1,0 +1,195 @@
+"""The scene renderer, one seed is one scene, and the sample clips that it drew."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.make.sample_clips import SCENES
+from data.make.scenes import ACTIONS, FPS, MACHINES, PROMPTS, SPEEDS, prompt_of, render
+from helpers import clips
+
+SEED = 7
+EVERY_ACTION = [(machine, action) for machine in MACHINES for action in ACTIONS[machine]]
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In dB, of frames in 0..1."""
+    return float(-10 * torch.log10(((a - b) ** 2).mean().clamp(min=1e-10)))
+
+
+def step(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean absolute difference of two frames, on the scale 0 to 255."""
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small pictures are drawn no faster by several threads, and much slower where another program is at work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# One seed is one scene
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_frames_and_prompts(machine):
+    frames, prompts = render(machine, [SEED, 8], frames=2, size=(96, 64))
+    assert frames.shape == (2, 2, 3, 64, 96) and frames.dtype == torch.float32
+    assert 0 <= frames.min() and frames.max() <= 1
+    assert set(prompts) <= set(PROMPTS) and all(prompt.startswith(f"the {machine} ") for prompt in prompts)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_same_seed_twice_is_identical(machine):
+    before = torch.get_rng_state()
+    (first, prompt), (second, again) = (render(machine, [SEED], frames=2) for _ in range(2))
+    assert torch.equal(first, second) and prompt == again
+    assert torch.equal(torch.get_rng_state(), before)  # no other program's random numbers are used up
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_one_seed_is_one_scene_in_any_batch(machine):
+    # On the CPU only the rows and columns that a shape can touch in any of the scenes are painted. Other scenes
+    # beside it make that area larger, and show a shape that alone was cut off.
+    seeds = [2, SEED, 6, 11]
+    together, prompts = render(machine, seeds, frames=1)
+    for index, seed in enumerate(seeds):
+        alone, prompt = render(machine, [seed], frames=1)
+        assert prompt == [prompts[index]]
+        difference = (alone[0] - together[index]).abs().amax((0, 1))
+        rows = torch.where(difference.amax(1) > 1e-3)[0].tolist()
+        assert not rows, f"seed {seed} differs by {difference.max():.3f} in rows {rows[0]} to {rows[-1]}"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_one_seed_is_one_scene_at_any_size(machine):
+    small, prompt = render(machine, [SEED], frames=2)
+    large, same = render(machine, [SEED], frames=2, size=(576, 320))
+    assert prompt == same
+    assert psnr(F.avg_pool2d(large.flatten(0, 1), 2), small[0]) > 30  # only antialiasing differs
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_different_seeds_differ(machine):
+    frames, _ = render(machine, [1, 2, 3], ACTIONS[machine][0], "", frames=1)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert psnr(frames[one], frames[other]) < 25
+
+
+# Action, speed and time
+
+
+def test_action_and_speed_are_as_asked():
+    pictures = {}
+    for machine, action in EVERY_ACTION:
+        for speed in SPEEDS:
+            frames, prompts = render(machine, [SEED], action, speed, start=1.0, frames=1, size=(144, 80))
+            assert prompts == [prompt_of(machine, action, speed)]
+            pictures[machine, action, speed] = frames
+    assert set(PROMPTS) == {prompt_of(*case) for case in pictures}
+    for (machine, action, speed), picture in pictures.items():
+        for other_action in ACTIONS[machine]:
+            if other_action != action:
+                assert not torch.equal(picture, pictures[machine, other_action, speed])
+        for other_speed in SPEEDS:
+            if other_speed != speed:
+                assert not torch.equal(picture, pictures[machine, action, other_speed])
+
+
+@pytest.mark.parametrize("machine, action", EVERY_ACTION)
+def test_the_seed_keeps_its_scene_whatever_the_action(machine, action):
+    """The action changes the machine's motion, not the place: at its start the pictures hardly differ."""
+    asked, other = (render(machine, [SEED], a, "", start=0.0, frames=1)[0] for a in (action, ACTIONS[machine][0]))
+    assert (asked - other).abs().amax(2).gt(0.02).float().mean() < 0.25
+
+
+@pytest.mark.parametrize("machine, action", EVERY_ACTION)
+def test_motion_continues(machine, action):
+    longer, _ = render(machine, [SEED], action, "quickly", start=0.25, frames=14, size=(144, 80))
+    later, _ = render(machine, [SEED], action, "quickly", start=0.25 + 12 / FPS, frames=2, size=(144, 80))
+    # Not bit for bit: the same times, summed in another order. Something must have moved meanwhile.
+    assert (longer[:, 12:] - later).abs().max() < 1e-3
+    assert psnr(longer[:, 0], longer[:, -1]) < 35
+
+
+def test_frame_rate_is_time():
+    fast, _ = render("wheel loader", [SEED], "drives to the left", "", start=0.0, frames=9, fps=48)
+    slow, _ = render("wheel loader", [SEED], "drives to the left", "", start=0.0, frames=5, fps=24)
+    assert (fast[:, ::2] - slow).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "asked, named",
+    [
+        (("digger",), MACHINES),
+        (("excavator", "drives to the left"), ACTIONS["excavator"]),
+        (("wood chipper", "pulls in the log", "fast"), tuple(SPEEDS)),
+    ],
+)
+def test_unknown_names(asked, named):
+    machine, action, speed = (*asked, None, None)[:3]
+    with pytest.raises(ValueError) as error:
+        render(machine, [SEED], action, speed, frames=1)
+    assert repr(asked[-1]) in str(error.value)
+    assert all(repr(name) in str(error.value) for name in named)
+
+
+# The sample clips
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Each sample clip and its true continuation."""
+    files = {name: (clips.CLIPS / f"{name}.mp4", clips.CLIPS / f"{name}_continues.mp4") for name in SCENES}
+    with ThreadPoolExecutor(2) as pool:  # ffmpeg does the work
+        return {name: tuple(pool.map(clips.read, paths)) for name, paths in files.items()}
+
+
+def test_sample_files(pairs):
+    files = sorted(path.name for path in clips.CLIPS.iterdir())
+    assert files == sorted(f"{name}{ending}.mp4" for name in SCENES for ending in ("", "_continues"))
+    assert sum(path.stat().st_size for path in clips.CLIPS.iterdir()) <= 5_000_000
+    assert clips.bundled() == sorted(SCENES)
+
+
+def test_sample_sizes_and_rates(pairs):
+    for clip, continues in pairs.values():
+        assert clip.size == continues.size == (1280, 720)
+        assert clip.fps == continues.fps == FPS == 24
+        assert (len(clip), len(continues)) == (72, 120)
+
+
+def test_exactly_one_pair_has_sound(pairs):
+    sound = {name: (clip.has_audio, continues.has_audio) for name, (clip, continues) in pairs.items()}
+    assert sorted(sound.values()) == [(False, False), (False, False), (True, True)], sound
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_sample_clip_continues_smoothly(pairs, name):
+    clip, continues = pairs[name]
+    around = clips.fit(np.stack([clip.frames[-1], continues.frames[0], continues.frames[23]]), 288, 160)
+    jump, a_second_later = step(around[0], around[1]), step(around[0], around[2])
+    # A new file begins with a freshly coded picture, which adds some noise of its own to the step.
+    assert jump < 0.5 * a_second_later and jump < 2.5
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_sample_clip_is_what_the_renderer_draws(pairs, name):
+    """The frames left and right of the cut, drawn anew: 72 frames after the action began and one more."""
+    machine, action, speed, seed = SCENES[name]
+    clip, continues = pairs[name]
+    drawn, prompts = render(machine, [seed], action, speed, start=71 / FPS, frames=2, size=clip.size)
+    assert prompts == [prompt_of(machine, action, speed)]
+    drawn = (drawn[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for mine, coded in zip(drawn, (clip.frames[-1], continues.frames[0]), strict=True):
+        assert clips.psnr(mine, coded) > 30
+        # Coding noise is spread over the picture: a patch that is far off is something drawn otherwise.
+        patches = np.abs(mine.astype(np.float32) - coded).mean(-1).reshape(45, 16, 80, 16).mean((1, 3))
+        print(name, clips.psnr(mine, coded), patches.max())
+        assert patches.max() < 40
