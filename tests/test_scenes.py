@@ -111,8 +111,8 @@ def test_the_seed_keeps_its_scene_whatever_the_action(machine, action):
 
 @pytest.mark.parametrize("machine, action", EVERY_ACTION)
 def test_motion_continues(machine, action):
-    longer, _ = render(machine, [SEED], action, "quickly", start=0.25, frames=14, size=(144, 80))
-    later, _ = render(machine, [SEED], action, "quickly", start=0.25 + 12 / FPS, frames=2, size=(144, 80))
+    longer, _ = render(machine, [SEED], action, "quickly", start=0.25, frames=14)
+    later, _ = render(machine, [SEED], action, "quickly", start=0.25 + 12 / FPS, frames=2)
     # Not bit for bit: the same times, summed in another order. Something must have moved meanwhile.
     assert (longer[:, 12:] - later).abs().max() < 1e-3
     assert psnr(longer[:, 0], longer[:, -1]) < 35
@@ -191,5 +191,4 @@ def test_sample_clip_is_what_the_renderer_draws(pairs, name):
         assert clips.psnr(mine, coded) > 30
         # Coding noise is spread over the picture: a patch that is far off is something drawn otherwise.
         patches = np.abs(mine.astype(np.float32) - coded).mean(-1).reshape(45, 16, 80, 16).mean((1, 3))
-        print(name, clips.psnr(mine, coded), patches.max())
-        assert patches.max() < 40
+        assert patches.max() < 20
