@@ -328,7 +328,7 @@ def _excavator(draw, canvas, moving, ground, earth, action, speed, time):
     sx, sy = ex + face * 45 * k * cos(stick), ey - 45 * k * sin(stick)
 
     # standing parts, drawn once
-    canvas.paint((x0 - 70, y0 - 4, x0 + 70, y0 + 12), lambda x, y: (torch.hypot((x - x0) / 62, (y - y0 - 1) / 6) - 1) * 6, earth * 0.5, 0.55)
+    canvas.paint((x0 - 70, y0 - 6, x0 + 70, y0 + 12), lambda x, y: (torch.hypot((x - x0) / 62, (y - y0 - 1) / 6) - 1) * 6, earth * 0.5, 0.55)
     canvas.box(x0, y0 - 8 * k, 32 * k, 8.5 * k, dark, round=8.0, outline=0.3)
     canvas.box(x0, y0 - 8 * k, 27 * k, 4.5 * k, dark * 1.9, round=4.0)
     for i in (-21, -10.5, 0, 10.5, 21):
@@ -374,7 +374,7 @@ def _excavator(draw, canvas, moving, ground, earth, action, speed, time):
         c.circle(tx + drift, ty + 46 * age * age * k + 2, (4.2 - 0.4 * slot) * k, earth * 0.62, dumping * (1 - age))
     # the heap it digs in hides what is inside it
     hx = x0 + face * 80 * k
-    c.paint((hx - 30, y0 - 12, hx + 30, y0 + 9), lambda x, y: (torch.hypot((x - hx) / 28, (y - y0 - 5) / 13) - 1) * 13, earth * 0.74,
+    c.paint((hx - 30, y0 - 12, hx + 30, y0 + 19), lambda x, y: (torch.hypot((x - hx) / 28, (y - y0 - 5) / 13) - 1) * 13, earth * 0.74,
             lit=(y0, 10, 0.22))
     dust = dig * (1 - ((((at % 1) - 0.45) / 0.17) ** 2)).clamp(0, 1)
     for slot in range(2):
@@ -473,7 +473,7 @@ def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time):
     ox, oy = x0 - side * 6 * k, y0 - 62 * k
     length = 28 * k
 
-    canvas.paint((x0 - 70, y0 - 4, x0 + 70, y0 + 12), lambda x, y: (torch.hypot((x - x0) / 56, (y - y0 - 1) / 6) - 1) * 6, earth * 0.5, 0.55)
+    canvas.paint((x0 - 70, y0 - 6, x0 + 70, y0 + 12), lambda x, y: (torch.hypot((x - x0) / 56, (y - y0 - 1) / 6) - 1) * 6, earth * 0.5, 0.55)
     canvas.capsule(x0 - side * 34 * k, y0 - 14 * k, x0 - side * 58 * k, y0 - 8 * k, 1.6 * k, dark * 1.4)
     c = moving
     # the log goes in
