@@ -86,8 +86,9 @@ class Canvas:
             return slice(None), slice(None)
         edges = [float(e.min() if i < 2 else e.max()) if torch.is_tensor(e) else e for i, e in enumerate((x0, y0, x1, y1))]
         xs, ys = self.x.flatten(), self.y.flatten()
-        lo, hi = torch.searchsorted(xs, edges[0] - 1), torch.searchsorted(xs, edges[2] + 1)
-        top, bottom = torch.searchsorted(ys, edges[1] - 1), torch.searchsorted(ys, edges[3] + 1)
+        rim = 1 + 1 / self.scale  # antialiasing reaches a pixel beyond the shape, which is wide in a small picture
+        lo, hi = torch.searchsorted(xs, edges[0] - rim), torch.searchsorted(xs, edges[2] + rim)
+        top, bottom = torch.searchsorted(ys, edges[1] - rim), torch.searchsorted(ys, edges[3] + rim)
         return slice(int(top), int(bottom)), slice(int(lo), int(hi))
 
     def paint(self, box, distance, colour, opacity=None, outline=0.0, lit=None):
