@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from helpers import svg
 
-LIMIT_STYLES = {"budget": (svg.INK, "10 4"), "forecast": (svg.PURPLE, "2 4 8 4")}
+LIMIT_STYLES = {"budget": (svg.INK, "10 4"), "card": (svg.INK, "10 4"), "forecast": (svg.PURPLE, "2 4 8 4")}
 MOST_POINTS = 200  # per line of a timeline; more could not be told apart at its width
 
 

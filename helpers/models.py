@@ -198,7 +198,7 @@ MODELS: dict[str, Model] = {
             fixed_frames=25,
             fps=7,
             max_prompt_tokens=None,
-            parameters={"unet": 1_524_623_082, "vae": 74_854_655, "image_encoder": 632_076_800},
+            parameters={"unet": 1_524_623_082, "vae": 97_742_847, "image_encoder": 632_076_800},
             defaults={
                 "pretrained": Defaults(width=1024, height=576, num_frames=25, steps=25, guidance_scale=3.0),
             },

@@ -1,0 +1,163 @@
+"""How fast a graphics card computes and how fast weights reach it: a small table, or a measurement of your own.
+
+    card("RTX 4070 Ti").pinned  # GB/s
+    measure_card()              # two seconds on your own GPU
+
+Times made from these are estimates. Each operation is taken to need the longer of two times: its arithmetic at the
+card's rate, or its memory traffic at the card's bandwidth (the roofline model: Williams, Waterman and Patterson, 2009).
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from helpers.tape import Tape
+
+# What is reached of a datasheet's rate. Set once so that eleven timings of full-size stages on an H100 (torch 2.11)
+# come out within 25 %; measured rates of one's own card need only the share that whole models reach of them.
+MATMUL, ATTENTION, CONVOLUTION, BANDWIDTH = 0.65, 0.65, 0.17, 0.72
+PINNED, PAGEABLE = 0.8, 0.3  # of the PCIe link's rate, for copies from pinned and from pageable RAM
+LAUNCH_SECONDS = 8e-6  # the least that one operation takes: Python and the launch of a kernel
+# What one hook call adds on the host, from the miniature's run in data/measurements/ltx_video_miniature_h200.json.
+SEQUENTIAL_CALL_SECONDS, GROUP_CALL_SECONDS = 3.5e-4, 1.5e-4
+PCIE = {3: 15.75, 4: 31.5, 5: 63.0}  # GB/s of 16 lanes, one way, by generation (PCI-SIG)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates of one graphics card.
+
+    Attributes:
+        vram_gib: Its memory.
+        bf16, fp16, tf32, fp32: 10^12 operations a second, dense, with fp32 accumulation.
+        bandwidth: Of its memory, GB/s.
+        pinned, pageable: Copies from pinned and from pageable RAM, GB/s.
+        workspace_mib: What PyTorch allocates for cuBLAS (CUDABlas: 32 MiB on Hopper, else 8.1).
+        source: Where the rates come from.
+    """
+
+    name: str
+    vram_gib: float
+    bf16: float
+    fp16: float
+    tf32: float
+    fp32: float
+    bandwidth: float
+    pinned: float
+    pageable: float
+    workspace_mib: float = 8.125
+    source: str = "measured"
+
+    def clock(self, tape: Tape) -> np.ndarray:
+        """Seconds from the tape's start at the end of each event."""
+        rates = {"bfloat16": self.bf16, "float16": self.fp16, "tf32": self.tf32, "float32": self.fp32}
+        speeds = []
+        for kind in tape.kind_names:
+            share = ATTENTION if kind.startswith("attention") else CONVOLUTION if kind.startswith("conv") else MATMUL
+            speeds.append(1e12 * share * rates.get(kind.rpartition("torch.")[2], self.fp32))
+        arithmetic = tape.flops / np.array(speeds)[tape.kinds]
+        memory = tape.moved / (1e9 * BANDWIDTH * self.bandwidth)
+        launched = (tape.flops > 0) | (tape.moved > 0)
+        return np.cumsum(np.where(launched, np.maximum(np.maximum(arithmetic, memory), LAUNCH_SECONDS), 0.0))
+
+
+def _card(name, vram, half, tf32, fp32, bandwidth, pcie, source, *, bf16=None, workspace=8.125) -> Card:
+    link = PCIE[pcie]
+    return Card(
+        name, vram, half if bf16 is None else bf16, half, tf32, fp32, bandwidth, PINNED * link, PAGEABLE * link,
+        workspace, source,
+    )  # fmt: skip
+
+
+AMPERE, ADA = "NVIDIA Ampere GA102 whitepaper, table 9", "NVIDIA Ada GPU architecture whitepaper, appendix A"
+CARDS = {
+    card.name: card
+    for card in (
+        _card("RTX 3060 12GB", 12, 25.6, 12.8, 12.7, 360, 4, AMPERE + " (per SM and clock)"),
+        _card("RTX 4070 Ti", 12, 80.2, 40.1, 40.1, 504, 4, ADA),
+        _card("RTX 4090", 24, 165.2, 82.6, 82.6, 1008, 4, ADA),
+        # Turing has neither bf16 nor TF32 in its tensor cores, so both run at the fp32 rate.
+        _card("T4", 15, 65, 8.1, 8.1, 320, 3, "NVIDIA T4 datasheet", bf16=8.1),
+        _card("A10", 24, 125, 62.5, 31.2, 600, 4, "NVIDIA A10 datasheet"),
+        _card("L4", 24, 121, 60, 30.3, 300, 4, "NVIDIA L4 datasheet"),
+        _card("H100", 80, 989, 494, 67, 3350, 5, "NVIDIA H100 datasheet (SXM)", workspace=32),
+        _card("H200", 141, 989, 494, 67, 4800, 5, "NVIDIA H200 datasheet (SXM)", workspace=32),
+    )
+}
+DEFAULT_CARD = "RTX 4070 Ti"
+
+
+def card(name: str | Card = DEFAULT_CARD) -> Card:
+    """The card of that name.
+
+    Raises:
+        ValueError: If it is not in the table; the message names the nearest and all of them.
+    """
+    if isinstance(name, Card):
+        return name
+    if name in CARDS:
+        return CARDS[name]
+    near = difflib.get_close_matches(str(name), CARDS, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no card is called {name!r}: {hint}there are {', '.join(CARDS)}; or measure your own.")
+
+
+def measure_card(seconds: float = 2.0) -> Card:
+    """Measure the rates of this machine's first GPU, in about `seconds`.
+
+    Raises:
+        RuntimeError: If there is no CUDA device.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("There is no CUDA device to measure: name a card of helpers.cards.CARDS instead.")
+    share = seconds / 7
+
+    def rate(work, amount: float) -> float:
+        """`amount` per second, while `work` repeats."""
+        work()
+        torch.cuda.synchronize()
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < share:
+            work()
+            torch.cuda.synchronize()
+            count += 1
+        return count * amount / (time.perf_counter() - start)
+
+    def product(dtype: torch.dtype) -> float:
+        size = 4096
+        a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+        return rate(lambda: a @ b, 2 * size**3) / 1e12
+
+    free = torch.cuda.mem_get_info()[0]
+    count = min(2**28, free // 8)
+    there = torch.empty(count, dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(there)
+    pageable = torch.empty(count, dtype=torch.uint8)
+    pinned = pageable.pin_memory()
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    try:
+        fp32 = product(torch.float32)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        fast = product(torch.float32)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    properties = torch.cuda.get_device_properties(0)
+    return Card(
+        name=properties.name,
+        vram_gib=properties.total_memory / 2**30,
+        # A large product alone reaches about 0.8 of the datasheet's rate, of which the shares above are taken.
+        bf16=product(torch.bfloat16) / 0.8,
+        fp16=product(torch.float16) / 0.8,
+        tf32=fast / 0.8,
+        fp32=fp32 / 0.8,
+        bandwidth=rate(lambda: other.copy_(there), 2 * count) / 1e9,
+        pinned=rate(lambda: there.copy_(pinned, non_blocking=True), count) / 1e9,
+        pageable=rate(lambda: there.copy_(pageable), count) / 1e9,
+        workspace_mib=32 if properties.major == 9 else 8.125,
+    )

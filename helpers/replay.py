@@ -1,0 +1,143 @@
+"""Run what repeats once, and write it onto the tape again: tiles of a decoder, blocks of a transformer.
+
+    with tape, remembering(tape, [(vae.decoder, "forward")]):
+        vae.decode(latents)  # 588 tiles, of which 12 differ
+
+A replay is exact: the tape has the same events as if everything had run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_map
+
+from helpers.tape import COLUMNS, Segment, Tape, joined
+
+
+@contextmanager
+def remembering(tape: Tape, *alike: Iterable[tuple[torch.nn.Module, str]]) -> Iterator[None]:
+    """Run methods that are alike once for each shape of their arguments, and replay the tape for the others.
+
+    Each of `alike` is a sequence of (module, method's name): the `forward` of modules with the same inner
+    structure, such as a transformer's blocks, or one method that is called again and again with tensors of a few
+    shapes, such as a decoder that works in tiles. A replayed call leaves the same events, the same outputs and the
+    same changes to lists among its arguments (a feature cache) as a run would.
+    """
+    wrapped = []
+    try:
+        for methods in alike:
+            recordings: dict[Any, Recording] = {}
+            for module, name in methods:
+                setattr(module, name, _replaying(tape, module, getattr(module, name), recordings))
+                wrapped.append((module, name))
+        yield
+    finally:
+        for module, name in wrapped:
+            delattr(module, name)
+
+
+def _replaying(tape: Tape, module: torch.nn.Module, method: Callable, recordings: dict[Any, Recording]) -> Callable:
+    def replaying(*args, **kwargs):
+        key = _signature((args, kwargs))
+        if key not in recordings:
+            recording = Recording(tape, module)
+            output = method(*args, **kwargs)
+            recording.end(output, args, kwargs)
+            recordings[key] = recording
+            return output
+        return recordings[key].replay(module, args, kwargs)
+
+    return replaying
+
+
+class Recording:
+    """The events of one call, relative to the bytes that were live when it began."""
+
+    def __init__(self, tape: Tape, module: torch.nn.Module) -> None:
+        tape.seal()
+        self.tape, self.module = tape, module
+        self.renamed: dict[torch.nn.Module, dict[torch.nn.Module, torch.nn.Module]] = {}
+        self.start, self.base = tape.count, tape.now
+        self.first = len(tape.closed), len(tape.done_calls), len(tape.replays)
+
+    def end(self, output: Any, args: tuple, kwargs: dict) -> None:
+        tape = self.tape
+        tape.seal()
+        segments, calls, replays = self.first
+        parts = tape.closed[segments:]
+        live, *columns = (joined(parts, name) for name in COLUMNS)
+        self.events = Segment(
+            live - self.base, *columns,
+            [operation for part in parts for operation in part.operations],
+            [part.module_of(event) for part in parts for event in range(len(part.live))],
+        )  # fmt: skip
+        self.calls = [(one, first - self.start, last - self.start) for one, first, last in tape.done_calls[calls:]]
+        self.replays = [(recording, one, start - self.start) for recording, one, start in tape.replays[replays:]]
+        # A method may return one of its arguments, changed in place.
+        self.same = next((index for index, value in enumerate(args) if value is output), None)
+        self.output = tree_map(_shape_of, output)
+        self.lists = [[_shape_of(value) for value in one] for one in _lists(args, kwargs)]
+
+    def names_in(self, module: torch.nn.Module) -> dict[torch.nn.Module, torch.nn.Module]:
+        """What stands in `module` for each module of the recorded one."""
+        if module not in self.renamed:
+            self.renamed[module] = dict(zip(self.module.modules(), module.modules(), strict=True))
+        return self.renamed[module]
+
+    def add_calls(self, calls: dict, module: torch.nn.Module, start: int) -> None:
+        """Note the calls of a replay that began at the event `start`, those of replays inside it too."""
+        renamed = self.names_in(module)
+        for one, first, last in self.calls:
+            calls.setdefault(renamed[one], []).append((start + first, start + last))
+        for recording, one, first in self.replays:
+            recording.add_calls(calls, renamed[one], start + first)
+
+    def replay(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
+        tape = self.tape
+        tape.seal()
+        tape.closed.append(replace(self.events, live=self.events.live + tape.now, renamed=self.names_in(module)))
+        tape.replays.append((self, module, tape.count))
+        tape.count += len(self.events.live)
+        if self.same is not None:
+            return args[self.same]
+        # What is made here was made in the recorded events already: its life is followed, without a second event.
+        with _disable_current_modes():
+            output = tree_map(self._made, self.output, is_leaf=lambda leaf: isinstance(leaf, _Shape))
+            for one, recorded in zip(_lists(args, kwargs), self.lists, strict=True):
+                for index, value in enumerate(recorded):
+                    one[index] = self._made(value)
+        return output
+
+    def _made(self, value: Any) -> Any:
+        if not isinstance(value, _Shape):
+            return value
+        shape, stride, dtype = value.key
+        tensor = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        self.tape.follow(tensor)
+        return tensor
+
+
+class _Shape:
+    """What is needed to make a meta tensor like another, and to tell two apart."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.key = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _shape_of(value: Any) -> Any:
+    return _Shape(value) if isinstance(value, torch.Tensor) else value
+
+
+def _signature(tree: Any) -> Any:
+    leaves, spec = tree_flatten(tree)
+    return str(spec), tuple(_Shape(leaf).key if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+
+
+def _lists(args: tuple, kwargs: dict) -> list[list]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
