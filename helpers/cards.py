@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,6 +104,21 @@ def card(name: str | Card = DEFAULT_CARD) -> Card:
     near = difflib.get_close_matches(str(name), CARDS, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"no card is called {name!r}: {hint}there are {', '.join(CARDS)}; or measure your own.")
+
+
+def here() -> Card:
+    """The card of this machine if it is in the table, else the default one with this machine's name and memory."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return CARDS[DEFAULT_CARD]
+    properties = torch.cuda.get_device_properties(0)
+    known = next((one for name, one in CARDS.items() if name.removesuffix(" 12GB") in properties.name), None)
+    if known is not None:
+        return known
+    workspace = 32 if properties.major == 9 else 8.125
+    vram = properties.total_memory / 2**30
+    return replace(CARDS[DEFAULT_CARD], name=properties.name, vram_gib=vram, workspace_mib=workspace)
 
 
 def measure_card(seconds: float = 2.0) -> Card:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from helpers import svg
 from helpers.cards import Card
-from helpers.charts import Bar, Picture, Series, Table, bars, timeline
+from helpers.charts import Bar, Picture, Series, Table, bars, thin, timeline
 from helpers.stages import Request
 
 GIB = 2**30
@@ -102,14 +102,22 @@ class Forecast:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), **({} if self.fails else {"image/svg+xml": self._svg()})}
 
-    def _svg(self) -> str:
-        weights, total, bands, start = [], [], [], 0.0
+    def timeline(self) -> list[tuple[float, float, float]]:
+        """(seconds, weights, weights and activations) through all stages, one denoising step among them; GiB."""
+        points, start = [], 0.0
         for stage in self.stages.values():
-            weights += [(start + seconds, one) for seconds, one, _ in stage.timeline]
-            total += [(start + seconds, both) for seconds, _, both in stage.timeline]
+            points += [(start + seconds, weights, both) for seconds, weights, both in stage.timeline]
+            start += stage.seconds
+        return points
+
+    def _svg(self) -> str:
+        bands, start = [], 0.0
+        for stage in self.stages.values():
             bands.append((STAGES[stage.name], start, stage.seconds))
             start += stage.seconds
-        lines = [Series("weights", weights, svg.ORANGE, 1.8, "7 3"), Series("all", total)]
+        points = self.timeline()
+        weights = Series("weights", [(seconds, one) for seconds, one, _ in points], svg.ORANGE, 1.8, "7 3")
+        lines = [weights, Series("all", [(seconds, both) for seconds, _, both in points])]
         peak = self.peak_stage
         facts = f"peak: {peak.weights_gib:.2f} GiB of weights + {peak.activations_gib:.2f} of activations"
         return timeline(
@@ -174,6 +182,44 @@ class Forecasts(Mapping):
             columns=["VRAM", "RAM", "s/step"], budget=vram_budget_gb, label=repr(self),
         )  # fmt: skip
         return Picture(drawing, repr(self))
+
+    def timelines(self, vram_budget_gb: float = 12.0) -> Picture:
+        """A panel for each mode over the same time and GiB: weights as an area, everything as a line."""
+        working = {mode: one for mode, one in self.items() if not one.fails}
+        first = next(iter(working.values()))
+        curves = {
+            mode: thin([(seconds, both, weights) for seconds, weights, both in one.timeline()])
+            for mode, one in working.items()
+        }
+        failing = "".join(f"; {mode} fails" for mode in self if mode not in working)
+        highest = 1.08 * max(vram_budget_gb, *(one.peak_vram_gib for one in working.values()))
+        body = [
+            svg.text(14, 22, f"{first.model}, {_size(first.request)}: forecast", size=13, weight="bold"),
+            svg.text(14, 39, f"GiB: shaded weights, line with activations, dashed the budget{failing}", fill=svg.GREY),
+        ]
+        bottom = 52
+        for mode, curve in curves.items():
+            frame = svg.Frame(126, bottom + 4, 626, bottom + 76, x_top=curve[-1][0], y_top=highest)
+            edge = [(frame.x(seconds), frame.y(weights)) for seconds, _, weights in curve]
+            area = [(frame.left, frame.bottom), *edge, (frame.right, frame.bottom)]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in area)
+            body += frame.y_axis()
+            body.append(f'<polygon points="{path}" fill="#f3c9a5"/>')
+            line = [(frame.x(seconds), frame.y(both)) for seconds, both, _ in curve]
+            body.append(svg.polyline(line, stroke=svg.BLUE))
+            y = frame.y(vram_budget_gb)
+            body.append(svg.line(frame.left, y, frame.right, y, stroke=svg.INK, width=1.2, dash="10 4"))
+            body.append(svg.text(14, frame.top + 28, mode, size=12, weight="bold"))
+            peak = f"peak {working[mode].peak_vram_gib:.1f} GiB"
+            body.append(svg.text(14, frame.top + 44, peak, size=10))
+            bottom = frame.bottom + 6
+        start = 0.0
+        for stage in working[mode].stages.values():  # below the last panel
+            left, right = frame.x(start), frame.x(start + stage.seconds)
+            name = svg.fit(STAGES[stage.name], right - left, size=9)
+            body.append(svg.text((left + right) / 2, frame.bottom + 14, name, size=9, anchor="middle", fill=svg.GREY))
+            start += stage.seconds
+        return Picture(svg.document(body, width=640, height=int(bottom) + 20, label=repr(self)), repr(self))
 
     def as_json(self) -> dict:
         """What `--json` prints: peaks in GiB; a mode that cannot work has `fails` in their place."""
