@@ -101,7 +101,8 @@ def card(name: str | Card = DEFAULT_CARD) -> Card:
         return name
     if name in CARDS:
         return CARDS[name]
-    near = difflib.get_close_matches(str(name), CARDS, n=1, cutoff=0.3)
+    longer = [known for known in CARDS if known.startswith(str(name))]
+    near = longer or difflib.get_close_matches(str(name), CARDS, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"no card is called {name!r}: {hint}there are {', '.join(CARDS)}; or measure your own.")
 

@@ -152,9 +152,9 @@ def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, 
         weights = placement.weights(tape)
         moved = placement.travel(tape)
         clock = clocks[name]
-        seconds = moved.seconds(clock[-1], device)
+        seconds = moved.seconds(float(clock[-1]), device)
         if name == "denoise":
-            travel, compute = moved, clock[-1]
+            travel, compute = moved, float(clock[-1])
         done[name] = _stage(name, tape, weights, clock, seconds, paths, device)
         if name == "denoise":
             placement.on_card.clear()  # the pipeline's call ends here, and sends everything home
@@ -182,10 +182,11 @@ def _stage(name, tape, weights, clock, seconds, paths, device) -> Stage:
     points = []
     for start in range(0, len(total), stride):  # of each run of events the highest, so that no peak is lost
         at = start + int(total[start : start + stride].argmax())
-        points.append((float(clock[at] * stretch), (weights[at] + constant) / GIB, (total[at] + constant) / GIB))
+        point = clock[at] * stretch, (weights[at] + constant) / GIB, (total[at] + constant) / GIB
+        points.append(tuple(map(float, point)))
+    peak, held = float(total[highest]), float(weights[highest])
     return Stage(
-        name, (total[highest] + constant) / GIB, (weights[highest] + constant) / GIB,
-        (total[highest] - weights[highest]) / GIB, operation,
+        name, (peak + constant) / GIB, (held + constant) / GIB, (peak - held) / GIB, operation,
         paths.get(module, ""), seconds, tuple(points),
     )  # fmt: skip
 

@@ -112,13 +112,13 @@ class Placement:
         since = dict.fromkeys(self.on_card, 0)
         for module, event in tape.entries:
             name = owner.get(module)
-            if name is None or name in since:
+            if name is None:
                 continue
             position = names.index(name)
             before = names[position - 1] if position else None
             if before in since:
                 hold(module_bytes(self.parts[before]), since.pop(before), event)
-            since[name] = event
+            since.setdefault(name, event)
         for name, start in since.items():
             hold(module_bytes(self.parts[name]), start, tape.count)
         self.on_card = set(since)

@@ -1,0 +1,334 @@
+"""The forecast: against a measured run, against arithmetic, and what it says to bad input."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import cards
+from helpers.architecture import CONFIGS, Architecture, ArchitectureError
+from helpers.checks import OFFLOAD_MODES
+from helpers.forecast import forecast, forecasts, main
+from helpers.forecast_result import GIB
+from helpers.models import MODELS
+from helpers.placement import Placement, power_of_two
+from helpers.replay import remembering
+from helpers.stages import RequestError
+from helpers.tape import Tape
+from tests.notebook_style import ROOT
+
+MINIATURE = ROOT / "data" / "miniatures" / "ltx_video"
+A14B = dict(width=1280, height=720)
+
+
+# --- the architectures
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_part_has_the_published_number_of_parameters(name):
+    arch = Architecture(name, quantization="none")
+    parameters = {part: sum(p.numel() for p in arch.part(part).parameters()) for part in arch.parts}
+    assert parameters == MODELS[name].parameters
+    assert all(p.is_meta for part in arch.parts for p in arch.part(part).parameters())
+    assert arch.pipeline == MODELS[name].pipeline
+
+
+def test_parts_have_the_data_types_that_the_lessons_load():
+    arch = Architecture("wan22_ti2v_5b")
+    kinds = {name: p.dtype for name, p in arch.part("transformer").named_parameters()}
+    assert kinds["blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    # `from_pretrained` keeps these in fp32: WanTransformer3DModel._keep_in_fp32_modules
+    kept = ("condition_embedder.time_embedder.linear_1.weight", "blocks.0.scale_shift_table", "blocks.0.norm2.bias")
+    assert {kinds[name] for name in kept} == {torch.float32}
+    assert {p.dtype for p in arch.part("vae").parameters()} == {torch.float32}
+    assert {p.dtype for p in Architecture("svd_xt").part("unet").parameters()} == {torch.float16}
+    assert {p.dtype for p in Architecture("svd_xt", dtype=torch.float32).part("vae").parameters()} == {torch.float32}
+
+
+def test_q4_k_takes_four_and_a_half_bits_a_weight():
+    import gguf
+    from diffusers.quantizers.gguf.utils import GGUFLinear, dequantize_gguf_tensor
+
+    expert = Architecture("wan22_i2v_a14b").part("transformer")
+    layer = expert.blocks[0].ffn.net[2]
+    assert isinstance(layer, GGUFLinear) and layer.weight.quant_type == gguf.GGMLQuantizationType.Q4_K
+    assert layer.weight.numel() == 13824 * 5120 * 4.5 / 8
+    assert dequantize_gguf_tensor(layer.weight).shape == (5120, 13824)
+    assert type(expert.proj_out) is nn.Linear and expert.patch_embedding.weight.dtype == torch.bfloat16
+    packed = sum(p.numel() for p in expert.parameters() if p.dtype == torch.uint8)
+    assert 7.4 < packed / GIB < 7.5
+
+
+# --- where weights are
+
+
+class Tower(nn.Module):
+    """Two blocks of one layer each, and a head that is in no block; each layer has 256 KiB of weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(256, 256, bias=False)) for _ in range(2))
+        self.head = nn.Linear(256, 256, bias=False)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("offload", "use_stream", "most"),
+    [
+        ("none", False, 4),  # all layers, and the other part
+        ("sequential", False, 1),
+        ("group_leaf", False, 1 + 1),  # the other part stays
+        ("group_leaf", True, 2 + 1),  # one at work and one on its way
+        ("group_block", False, 1 + 1 + 1),  # a block, the head, the other part
+        ("group_block", True, 2 + 1 + 1),
+    ],
+)
+def test_the_most_weights_on_the_card(offload, use_stream, most):
+    with torch.device("meta"):
+        tower, vae = Tower(), nn.Linear(256, 256, bias=False)
+    tape = Tape()
+    tape.keep(tower)
+    tape.keep(vae)
+    with tape:
+        tower(torch.empty(1, 256, device="meta"))
+    placement = Placement({"transformer": tower, "vae": vae}, offload, use_stream=use_stream)
+    assert placement.weights(tape).max() == most * 256 * 256 * 4
+    travel, layer = placement.travel(tape), 256 * 256 * 4
+    if offload == "none":
+        assert travel.to_card == 0
+    elif offload == "group_block" and use_stream:
+        assert (travel.streamed, travel.blocking, travel.back) == (2 * layer, layer, layer)
+    elif use_stream:
+        assert (travel.streamed, travel.blocking, travel.back) == (3 * layer, 0, 0)
+    else:
+        back = 0 if offload == "sequential" else 3 * layer
+        assert (travel.streamed, travel.blocking, travel.back) == (0, 3 * layer, back)
+
+
+def test_model_offload_sends_home_only_the_forerunner():
+    with torch.device("meta"):
+        parts = {name: nn.Linear(64, 64, bias=False) for name in ("transformer", "transformer_2", "vae")}
+    tape, x, size = Tape(), torch.empty(1, 64, device="meta"), 64 * 64 * 4
+    for part in parts.values():
+        tape.keep(part)
+    with tape:
+        for name in ("vae", "transformer", "transformer_2", "vae"):
+            parts[name](x)
+    weights = Placement(parts, "model").weights(tape)
+    # nobody sends the VAE home before the denoising, and the VAE sends home the second expert
+    assert [weights[event] // size for _, event in tape.entries] == [1, 2, 2, 1]
+
+
+def test_pinned_memory_comes_in_powers_of_two():
+    assert [power_of_two(size) for size in (0, 1, 512, 513, 14_745_600)] == [0, 1, 512, 1024, 2**24]
+    plain = forecast("wan22_ti2v_5b", offload="group_leaf", width=640, height=384, num_frames=5)
+    saving = forecast(
+        "wan22_ti2v_5b", offload="group_leaf", width=640, height=384, num_frames=5, low_cpu_mem_usage=True
+    )
+    # 3072 x 3072 in bf16 are 18 MiB, which take 32; 3072 x 14336 are 84, which take 128
+    assert 1.4 < plain.ram["generate"] / saving.ram["generate"] < 1.8
+    assert plain.peak_vram_gib == saving.peak_vram_gib
+
+
+# --- against measurements and arithmetic
+
+
+def test_the_miniatures_run_on_a_gpu_was_as_forecast():
+    record = json.loads((ROOT / "data" / "measurements" / "ltx_video_miniature_h200.json").read_text())
+    size = {key: record[key] for key in ("width", "height", "num_frames")}
+    expected = forecasts(MINIATURE, **size, guidance=False, dtype=torch.float32, card="H200")
+    for measured in record["modes"]:
+        stages = expected[measured["offload"]].stages
+        peak = max(stages["encode_image"].peak_gib, stages["denoise"].peak_gib)  # two steps to latents
+        assert abs(peak - measured["peak_allocated_gib"]) < 0.05 * measured["peak_allocated_gib"], measured["offload"]
+    assert expected["none"].peak_ram_gib == pytest.approx(record["peak_ram_gib"], abs=0.15)
+
+
+def test_activations_do_not_depend_on_the_mode_and_weights_do():
+    short = forecasts("wan22_i2v_a14b", num_frames=5, **A14B)
+    assert list(short) == list(OFFLOAD_MODES)
+    none, model, block, leaf = (short[mode].stages["denoise"] for mode in OFFLOAD_MODES if mode != "sequential")
+    for one in (model, block):
+        # the peak may move to a neighbouring operation
+        assert one.activations_gib == pytest.approx(none.activations_gib, abs=0.05)
+    assert none.weights_gib > model.weights_gib > block.weights_gib > leaf.weights_gib
+    # both experts and the VAE; one expert and the VAE; two blocks of forty, the rest, and the VAE
+    expert, vae = short["model"].stages["denoise"].weights_gib - 0.47, 0.47
+    assert none.weights_gib == pytest.approx(2 * expert + vae, abs=0.05)
+    assert block.weights_gib < 2 / 40 * expert + 0.2 + vae + 0.1
+    assert short["group_leaf"].moved_gib == pytest.approx(2 * expert, rel=0.02), "two passes of guidance"
+
+
+def test_attention_makes_a_step_grow_faster_than_the_video():
+    few, many = (
+        forecast("wan22_i2v_a14b", offload="group_leaf", num_frames=frames, width=640, height=384, card="H100")
+        for frames in (21, 81)
+    )
+    tokens = (81 // 4 + 1) / (21 // 4 + 1)
+    assert tokens < many.tflops / few.tflops < tokens**2
+    added = few.stages["denoise"].activations_gib, many.stages["denoise"].activations_gib
+    assert added[1] / added[0] == pytest.approx(tokens, rel=0.35)
+    assert many.step_seconds >= many.resident_step_seconds
+
+
+def test_tiling_and_chunking_lower_what_they_should():
+    size = dict(width=768, height=512, num_frames=17)
+    tiled, whole = (forecast("ltx_video", offload="model", tiling=tiling, **size) for tiling in (True, False))
+    assert tiled.stages["decode"].activations_gib < 0.8 * whole.stages["decode"].activations_gib
+    assert tiled.stages["denoise"] == whole.stages["denoise"]
+    size = dict(width=512, height=320, num_frames=14)
+    chunked, plain = (forecast("svd_xt", offload="model", chunking=chunking, **size) for chunking in (True, False))
+    assert chunked.stages["denoise"].peak_gib < plain.stages["denoise"].peak_gib
+    assert "cannot tile" in " ".join(chunked.left_out)
+    few = forecast("svd_xt", offload="model", decode_chunk_size=2, **size)
+    assert few.stages["decode"].activations_gib < 0.5 * chunked.stages["decode"].activations_gib
+
+
+def test_sequential_offload_of_gguf_is_forecast_to_fail():
+    assert "14691" in forecasts("wan22_i2v_a14b", num_frames=5, **A14B)["sequential"].fails
+    plain = forecast("wan22_i2v_a14b", offload="sequential", num_frames=5, quantization="none", **A14B)
+    assert not plain.fails and plain.fits(12) and plain.peak_ram_gib > 53
+
+
+# --- how it shows itself
+
+
+def test_all_modes_as_text_table_picture_and_json(capsys):
+    arguments = ["--width", "1280", "--height", "720", "--num-frames", "5"]
+    assert main(["wan22_i2v_a14b", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert all(mode in text for mode in OFFLOAD_MODES) and "peak VRAM, GiB" in text and "sequential fails" in text
+    assert main(["wan22_i2v_a14b", *arguments, "--json"]) == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert set(modes) == set(OFFLOAD_MODES) and set(modes["sequential"]) == {"fails"}
+    leaf = modes["group_leaf"]
+    assert set(leaf["stages"]) == {"encode_image", "denoise", "decode"}
+    assert leaf["peak_vram_gib"] == max(leaf["stages"].values()) and leaf["step_seconds"] > 0 < leaf["peak_ram_gib"]
+
+    result = forecasts("wan22_i2v_a14b", num_frames=5, **A14B)
+    for picture in (result.chart(12), result.timelines(12), result["model"]):
+        bundle = picture._repr_mimebundle_()
+        assert bundle["image/svg+xml"].startswith("<svg") and "aria-label" in bundle["image/svg+xml"]
+        assert len(bundle["image/svg+xml"]) < 60_000 and "Wan2.2 I2V-A14B" in bundle["text/plain"]
+    assert "activations" in repr(result["model"]) and "transformer." in repr(result["model"])
+    assert "<table>" in result._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["wan22_i2v_a14b", "--width", "1285"], "width=1285: this model makes multiples of 16; nearest: 1280"),
+        (["ltx_video", "--num-frames", "50"], "num_frames=50: this model makes 8k+1 frames; nearest: 49"),
+        (["wan22_i2v_a15b"], "did you mean 'wan22_i2v_a14b'"),
+        (["cogvideox_5b_i2v", "--width", "1280"], "nearest: 720x480"),
+        (["ltx_video", "--card", "RTX 4070"], "did you mean 'RTX 4070 Ti'"),
+        (["wan22_i2v_a14b", "--quantization", "Q4_K_M"], "mixture"),
+        ([str(MINIATURE)], "give --width, --height, --num-frames"),
+    ],
+)
+def test_bad_input_names_the_nearest_valid_value(arguments, error, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and error in printed.err
+
+
+def test_a_folder_that_is_no_supported_checkpoint(tmp_path):
+    size = dict(width=512, height=512, num_frames=9)
+    with pytest.raises(ArchitectureError, match="model_index.json is missing"):
+        forecasts(tmp_path, **size)
+    index = tmp_path / "model_index.json"
+    index.write_text("{")
+    with pytest.raises(ArchitectureError, match="cannot read"):
+        forecasts(tmp_path, **size)
+    index.write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ArchitectureError, match="FluxPipeline.*LTX, Wan"):
+        forecasts(tmp_path, **size)
+    index.write_text((CONFIGS / "ltx_video" / "model_index.json").read_text())
+    with pytest.raises(ArchitectureError, match="config.json is missing"):
+        forecasts(tmp_path, **size)
+    with pytest.raises(RequestError, match="there are none, model"):
+        forecast("ltx_video", offload="models", **size)
+
+
+def test_another_member_of_a_family_needs_no_table(tmp_path):
+    """LTX-Video with half the layers, say: its folder is all that is known of it."""
+    for path in (CONFIGS / "ltx_video").rglob("*.json"):
+        target = tmp_path / path.relative_to(CONFIGS / "ltx_video")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(re.sub(r'"num_layers": 28', '"num_layers": 14', path.read_text()))
+    size = dict(width=256, height=256, num_frames=9)
+    half, whole = (forecast(folder, offload="model", **size) for folder in (tmp_path, "ltx_video"))
+    saved = whole.stages["denoise"].weights_gib - half.stages["denoise"].weights_gib
+    assert saved == pytest.approx(14 / 28 * 3.58, rel=0.05)
+
+
+# --- seconds
+
+
+def test_a_step_is_the_longer_of_computing_and_copying_when_streamed():
+    card = cards.card("RTX 4070 Ti")
+    size = dict(width=640, height=384, num_frames=5, card=card)
+    streamed = forecast("wan22_ti2v_5b", offload="group_leaf", **size)
+    waiting = forecast("wan22_ti2v_5b", offload="group_leaf", use_stream=False, **size)
+    copying = streamed.moved_gib * GIB / (1e9 * card.pinned)
+    assert streamed.step_seconds == pytest.approx(max(copying, streamed.resident_step_seconds), rel=0.05)
+    back_and_forth = 2 * streamed.moved_gib * GIB / (1e9 * card.pageable)
+    assert waiting.step_seconds == pytest.approx(waiting.resident_step_seconds + back_and_forth, rel=0.1)
+
+
+def test_the_faster_card_is_faster_and_t4_has_no_bf16():
+    seconds = {
+        name: forecast("ltx_video", offload="none", width=512, height=320, num_frames=25, card=name).step_seconds
+        for name in cards.CARDS
+    }
+    assert seconds["H100"] < seconds["RTX 4090"] < seconds["RTX 4070 Ti"] < seconds["RTX 3060 12GB"] < seconds["T4"]
+    assert all(card.source for card in cards.CARDS.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a card to measure")
+def test_without_a_gpu_there_is_nothing_to_measure():
+    with pytest.raises(RuntimeError, match="name a card"):
+        cards.measure_card()
+    assert cards.here().name == cards.DEFAULT_CARD
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_measured_card_is_plausible():
+    card = cards.measure_card()
+    assert card.bf16 > card.fp32 > 1 and card.bandwidth > card.pinned > card.pageable > 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_a_block_takes_on_the_card_what_the_tape_says(kind):
+    from diffusers import LTXVideoTransformer3DModel
+
+    def run(device):
+        with torch.device(device):
+            model = LTXVideoTransformer3DModel(num_layers=1, num_attention_heads=8, attention_head_dim=64).to(kind)
+            inputs = dict(
+                hidden_states=torch.randn(1, 4096, 128, dtype=kind), timestep=torch.ones(1),
+                encoder_hidden_states=torch.randn(1, 128, 4096, dtype=kind), num_frames=4, height=32, width=32,
+            )  # fmt: skip
+        return model.eval(), inputs
+
+    model, inputs = run("meta")
+    tape = Tape()
+    tape.keep(model)
+    with tape, remembering(tape):
+        model(**inputs)
+    model, inputs = run("cuda")
+    with torch.no_grad():
+        model(**inputs)  # cuBLAS takes its workspace
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        model(**inputs)
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(tape.peak_bytes, rel=0.05)
