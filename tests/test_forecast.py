@@ -268,6 +268,20 @@ def test_another_member_of_a_family_needs_no_table(tmp_path):
     assert saved == pytest.approx(14 / 28 * 3.58, rel=0.05)
 
 
+def test_the_charts_in_the_readme_are_what_the_forecast_says_now():
+    from data.make.forecasts import BUDGET, SET_UPS, forecast_of
+
+    published = json.loads((ROOT / "data" / "forecasts.json").read_text())
+    assert set(published) == set(SET_UPS)
+    now = forecast_of("ltx_video")
+    for mode, figures in now.as_json()["modes"].items():
+        assert published["ltx_video"]["modes"][mode]["stages"] == pytest.approx(figures["stages"], rel=0.01)
+    drawn = (ROOT / "data" / "pictures" / "forecast_ltx_video.svg").read_text()
+    assert drawn.count("<rect") == now.chart(BUDGET).svg.count("<rect")
+    for one in now.values():
+        assert f">{one.peak_vram_gib:.2f}<" in drawn
+
+
 # --- seconds
 
 

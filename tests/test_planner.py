@@ -1,0 +1,92 @@
+"""The planner: which mode to take, how far the video can grow, and the controls that redraw the forecast."""
+
+import pytest
+
+from helpers.forecast import forecasts
+from helpers.forecast_result import CONTEXT_GIB
+from helpers.planner import Controls, plan
+
+SMALL = dict(width=256, height=160, num_frames=9)
+
+
+def test_the_fastest_mode_that_fits_both_budgets():
+    size = dict(width=640, height=384, num_frames=5, grow=False)
+    roomy = plan("wan22_ti2v_5b", vram_budget_gb=24, **size)
+    assert roomy.best.offload == "none"
+    tight = plan("wan22_ti2v_5b", vram_budget_gb=12, **size)
+    assert tight.best.offload in ("group_leaf", "group_block") and tight.best.fits(12)
+    assert not tight.all["none"].fits(12)
+    assert "too much for the card" in tight.reasons["none"] and "of weights" in tight.reasons["none"]
+    assert tight.reasons["group_leaf"].startswith("fits: ") and "take this" in repr(tight)
+    # sequential offload fits too, and waits for every layer
+    assert tight.all["sequential"].fits(12) and tight.all["sequential"].step_seconds > 1.1 * tight.best.step_seconds
+
+
+def test_little_ram_rules_modes_out():
+    size = dict(width=640, height=384, num_frames=5, grow=False)
+    assert plan("wan22_ti2v_5b", vram_budget_gb=12, ram_budget_gb=16, **size).best is None
+    reasons = plan("wan22_ti2v_5b", vram_budget_gb=12, ram_budget_gb=16, **size).reasons
+    assert "too much RAM" in reasons["group_leaf"] and "encode the prompt" in reasons["group_leaf"]
+
+
+@pytest.mark.parametrize("budget", [0.55, 0.6, 5.0])
+def test_the_most_frames_and_the_largest_size_are_the_last_that_fit(budget):
+    result = plan("data/miniatures/ltx_video", vram_budget_gb=budget, **SMALL)
+
+    def fits(mode, **changed):
+        return forecasts("data/miniatures/ltx_video", **(SMALL | changed))[mode].fits(budget)
+
+    for mode, frames in result.most_frames.items():
+        assert fits(mode, num_frames=frames)
+        assert frames == 257 or not fits(mode, num_frames=frames + 8), mode
+        width, height = result.largest_size[mode]
+        assert fits(mode, width=width, height=height) and width % 32 == height % 32 == 0
+        assert width / height == pytest.approx(256 / 160, rel=0.08)
+    if budget < 1:  # the budget bites
+        assert max(result.most_frames.values()) < 257
+
+
+def test_nothing_fits_an_empty_card():
+    result = plan("data/miniatures/ltx_video", vram_budget_gb=CONTEXT_GIB, **SMALL)
+    assert result.best is None and set(result.most_frames.values()) == {None} == set(result.largest_size.values())
+    assert "take this" not in repr(result)
+
+
+def test_a_model_of_one_size_has_no_largest_size():
+    result = plan("cogvideox_5b_i2v", vram_budget_gb=1, width=720, height=480, num_frames=5)
+    assert set(result.largest_size.values()) == {None}
+
+
+def test_the_controls_offer_what_the_model_can_make_and_the_chart_follows():
+    controls = Controls("ltx_video", vram_budget_gb=12)
+    assert controls.size.value == (768, 512) and controls.frames.value == 121
+    assert all((frames - 1) % 8 == 0 for frames in controls.frames.options)
+    controls.frames.value = 9
+    before = repr(controls.chart())
+    assert "768x512, 9 frames" in before and "take none" in controls.status.value
+    controls.frames.value = 25
+    assert "768x512, 25 frames" in repr(controls.chart()) != before
+    controls.vram.value = 4
+    controls.chart()
+    assert "take group_" in controls.status.value
+    controls.mode.value = "group_leaf"
+    assert "peak VRAM" in repr(controls.chart())
+    controls.model.value = "cogvideox_5b_i2v"
+    assert controls.size.options == (("720 x 480", (720, 480)),) and controls.frames.value == 49
+    controls.model.value = "svd_xt"
+    assert controls.frames.options == (25,) and controls.size.value == (1024, 576)
+
+
+def test_the_chart_is_redrawn_in_place_once_for_a_change_of_model(monkeypatch):
+    controls = Controls("ltx_video")
+    controls.frames.value = 9
+    shown = []
+
+    class Handle:
+        def update(self, chart):
+            shown.append(repr(chart))
+
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: Handle())
+    controls.show()
+    controls.card.value = "H100"
+    assert len(shown) == 1 and "H100" in shown[0]
