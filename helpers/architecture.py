@@ -146,6 +146,11 @@ class Architecture:
             # The rule by which `from_pretrained` keeps some parameters in fp32.
             wanted = torch.float32 if any(one in path.split(".") for one in kept) else dtype
             parameter.data = torch.empty_like(parameter, dtype=wanted, device="meta")
+        held = module.state_dict()
+        for path, buffer in list(module.named_buffers()):
+            if path in held and buffer.is_floating_point():  # buffers that files hold are cast as they are loaded
+                parent, _, attribute = path.rpartition(".")
+                module.get_submodule(parent)._buffers[attribute] = torch.empty_like(buffer, dtype=dtype)
         if name in DENOISERS and self.quantization:
             self._quantize(module, kept)
         return module.eval()

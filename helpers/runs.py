@@ -249,12 +249,17 @@ def record(
         "forecast": forecast,
         "latents_equal": all(equal) if equal else None,
         "modes": [{**asdict(run), "latents_equal": run.latents_equal} for run in mode_runs],
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if taken := result.keys() & (extra or {}).keys():
         raise ValueError(f"extra may not replace the record's own keys: {', '.join(sorted(taken))}.")
     return {**result, **(extra or {})}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a measurement depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def save(record: Mapping[str, object], path: str | Path) -> Path:
