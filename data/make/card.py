@@ -16,9 +16,13 @@ from helpers import clips, pictures
 from helpers.models import model
 
 from .sample_clips import SCENES
-from .scenes import FPS, HEIGHT, WIDTH, prompt_of
+from .scenes import prompt_of
 from .train import ROOT
 from .truth import truth
+
+CONTEXT = """- over the first {several} frames: {psnr_context:.2f} dB from nine frames of context, {psnr_single:.2f} dB from one
+  (moving pixels {moving_psnr_context:.2f} and {moving_psnr_single:.2f});
+"""  # for a model that takes several frames
 
 PICTURES = ROOT / "data" / "pictures"
 
@@ -44,9 +48,7 @@ seen frame in the truth.
 
 - {beats_freeze:.1%} of the continuations are nearer to the truth than the frozen frame;
 - {right_beats_wrong:.1%} are nearer with the right prompt than with another action;
-- over the first {several} frames: {psnr_context:.2f} dB from nine frames of context, {psnr_single:.2f} dB from one
-  (moving pixels {moving_psnr_context:.2f} and {moving_psnr_single:.2f});
-- {seconds_per_clip} s a clip on the machine that measured ({device}).
+{context}- {seconds_per_clip} s a clip on the machine that measured ({device}).
 
 What it cannot do well: thin parts that turn fast (an arm's joints, a bucket, chips in the air) soften towards the end of
 the second, and what a moving part uncovers is guessed.
@@ -72,14 +74,15 @@ def write_card(name: str, folder: Path, metrics: dict) -> None:
         f"- {leg['stage']}: {leg['steps']:,} steps in {leg['seconds']:.0f} s on {leg['device']}"
         for leg in metrics["training"]
     )
+    several = size.num_frames - family.Continuer.context
     text = CARD.format(
         title=entry.title,
         frames=size.num_frames,
         width=size.width,
         height=size.height,
-        fps=FPS,
+        fps=family.FPS,
         legs=legs,
-        several=size.num_frames - family.Continuer.context,
+        context=CONTEXT.format(several=several, **metrics) if "psnr_context" in metrics else "",
         **metrics,
     )
     (folder / "README.md").write_text(text)
@@ -87,16 +90,17 @@ def write_card(name: str, folder: Path, metrics: dict) -> None:
 
 def draw_picture(name: str, folder: Path, device: str) -> None:
     """The sample clips' last frames and what the miniature makes of them, in one picture."""
-    continuer = importlib.import_module(f"data.make.{name}").Continuer(folder, device)
+    family = importlib.import_module(f"data.make.{name}")
+    continuer = family.Continuer(folder, device)
     rows = {}
     for clip_name, (machine, action, speed, _) in SCENES.items():
-        clip = clips.read(clip_name).fit(WIDTH, HEIGHT)
+        clip = clips.read(clip_name).fit(*family.SIZE)
         last = torch.from_numpy(clip.frames[-1]).permute(2, 0, 1).float() / 255
         steps = model(name).defaults["miniature"].steps
         new = continuer.from_one(last, prompt_of(machine, action, speed), steps, seed=0)[1:]
         new = (new * 255).round().byte().permute(0, 2, 3, 1).numpy()
         past = clip.frames[[-48, -24, -1]]
-        rows[clip_name.replace("_", " ")] = np.concatenate([past, new[[7, 15, 23]]])
+        rows[clip_name.replace("_", " ")] = np.concatenate([past, new[[len(new) * k // 3 - 1 for k in (1, 2, 3)]]])
     PICTURES.mkdir(exist_ok=True)
     pictures.save_image(PICTURES / f"{name}.png", pictures.side_by_side(rows, count=6, height=108))
 

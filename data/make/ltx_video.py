@@ -13,12 +13,14 @@ from diffusers import (
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text
 
 FRAMES = 25  # 8k+1, as the real model's rule
+SIZE, FPS = (288, 160), 24
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
 VAE = dict(
     latent_channels=64,
@@ -59,6 +61,26 @@ def build_denoiser() -> LTXVideoTransformer3DModel:
     return LTXVideoTransformer3DModel(**TRANSFORMER)
 
 
+DENOISERS = {"transformer": "denoiser"}  # the pipeline's part, and the name of the stage that trains it
+ENCODER = "T5EncoderModel"
+
+
+def halves(vae, compiled: bool):
+    """Functions from pixels to the posterior, and from latents to pixels."""
+    encoder, decoder = vae.encoder, vae.decoder
+    if compiled:
+        encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)
+    return lambda x: DiagonalGaussianDistribution(encoder(x)), decoder
+
+
+def picture(clips: torch.Tensor) -> None:
+    """The given frame needs no encoding of its own: it is the clip's first latent frame."""
+
+
+def set_statistics(vae, mean: torch.Tensor, std: torch.Tensor) -> None:
+    vae.latents_mean.copy_(mean), vae.latents_std.copy_(std)
+
+
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """[B, C, T, H, W] to tokens [B, T*H*W, C], as the pipeline packs them."""
     return latents.flatten(2).transpose(1, 2)
@@ -76,7 +98,7 @@ class Denoising:
         posterior_std: [C], what sampling from the posterior adds to a conditioning latent, in normalised units.
     """
 
-    def __init__(self, latents, prompts, embeds, mask, posterior_std, batch_size=64):
+    def __init__(self, latents, _, prompts, posterior_std, embeds, mask, batch_size, part):
         self.latents, self.prompts, self.embeds, self.mask = latents, prompts, embeds, mask.to(embeds.dtype)
         self.posterior_std, self.batch_size = posterior_std, batch_size
         frames, height, width = latents.shape[2:]

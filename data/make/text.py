@@ -5,11 +5,13 @@ what each one means. The classes, the files and the calls are those of the real 
 """
 
 import io
+import json
 from pathlib import Path
 
 import sentencepiece
 import torch
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+import transformers
+from transformers import T5TokenizerFast
 
 from .scenes import PROMPTS
 
@@ -43,10 +45,11 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "spiece.model").write_bytes(model.getvalue())
 
 
-def save_encoder(folder: Path, vocab_size: int, seed: int = 0) -> None:
-    """Make the small encoder from a seed and save it in fp16."""
+def save_encoder(folder: Path, vocab_size: int, encoder: str = "T5EncoderModel", seed: int = 0) -> None:
+    """Make the small encoder of the class `encoder` from a seed and save it in fp16."""
     torch.manual_seed(seed)
-    config = T5Config(
+    encoder_class = getattr(transformers, encoder)
+    config = encoder_class.config_class(
         vocab_size=vocab_size,
         d_model=WIDTH,
         d_kv=16,
@@ -60,17 +63,20 @@ def save_encoder(folder: Path, vocab_size: int, seed: int = 0) -> None:
         is_encoder_decoder=False,
         use_cache=False,
     )
-    T5EncoderModel(config).half().save_pretrained(folder)
+    encoder_class(config).half().save_pretrained(folder)
 
 
 @torch.no_grad()
 def embed(folder: Path, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings [N, L, WIDTH] and mask [N, L] as the pipeline computes them, cut after the longest prompt.
 
-    The encoder sees all of `MAX_TOKENS` positions, as in the pipeline; the denoiser masks padding, so it may be cut.
+    A T5 encoder sees all of `MAX_TOKENS` positions, as in LTX-Video's pipeline; a UMT5 encoder is given the mask, as in
+    Wan's. The denoiser masks the padding or has zeros there, so it may be cut.
     """
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
-    encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
+    (name,) = json.loads((folder / "text_encoder" / "config.json").read_text())["architectures"]
+    encoder = getattr(transformers, name).from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
     tokens = tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     longest = int(tokens.attention_mask.sum(1).max())
-    return encoder(tokens.input_ids)[0][:, :longest].clone(), tokens.attention_mask[:, :longest].clone()
+    seen = {"attention_mask": tokens.attention_mask} if name.startswith("UMT5") else {}
+    return encoder(tokens.input_ids, **seen)[0][:, :longest].clone(), tokens.attention_mask[:, :longest].clone()

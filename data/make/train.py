@@ -60,12 +60,16 @@ def pixels(clips: torch.Tensor) -> torch.Tensor:
     return (clips.float() / 127.5 - 1).permute(0, 2, 1, 3, 4)
 
 
-def draw_clips(number: int, first_seed: int, frames: int, device, batch: int = 24):
-    """Yield (uint8 [b, T, 3, H, W], prompt indices [b]), the machines in turn, seeds counted up from `first_seed`."""
+def draw_clips(number: int, first_seed: int, family, device, batch: int = 24):
+    """Yield (uint8 [b, T, 3, H, W], prompt indices [b]), the machines in turn, seeds counted up from `first_seed`.
+
+    The clips have the family's size, number of frames and frame rate.
+    """
+    look = {"frames": family.FRAMES, "size": family.SIZE, "fps": family.FPS, "device": device}
     assert first_seed + number < TRUTH_SEEDS
     for i, start in enumerate(range(0, number, batch)):
         seeds = range(first_seed + start, first_seed + min(start + batch, number))
-        video, prompts = render(MACHINES[i % len(MACHINES)], seeds, frames=frames, device=device)
+        video, prompts = render(MACHINES[i % len(MACHINES)], seeds, **look)
         yield (video * 255).round().byte(), torch.tensor([PROMPTS.index(p) for p in prompts], device=device)
 
 
@@ -164,7 +168,7 @@ def train_vae(family, args, work, device):
     torch.manual_seed(1 + 100 * RANK)
     if device == "cuda":
         vae = vae.to(memory_format=torch.channels_last_3d)
-    pool = torch.cat([clips for clips, _ in draw_clips(args.vae_clips, RANK * args.vae_clips, family.FRAMES, device)])
+    pool = torch.cat([clips for clips, _ in draw_clips(args.vae_clips, RANK * args.vae_clips, family, device)])
     say(
         "drawn",
         tuple(pool.shape),
@@ -172,10 +176,7 @@ def train_vae(family, args, work, device):
         f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters",
     )
     window, crop = min(17, family.FRAMES), 144
-    encoder, decoder = vae.encoder, vae.decoder
-    if args.compile:
-        encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    posterior_of, rebuilt = family.halves(vae, args.compile)
 
     def loss():
         pick = torch.randint(len(pool), (args.vae_batch,), device=device)
@@ -187,8 +188,8 @@ def train_vae(family, args, work, device):
         if device == "cuda":
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with cast(device):
-            posterior = DiagonalGaussianDistribution(encoder(x))
-            y = decoder(posterior.sample())
+            posterior = posterior_of(x)
+            y = rebuilt(posterior.sample())
         error = y.float() - x
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         moves = ((x - x.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.08).float()
@@ -214,30 +215,35 @@ def encode(vae, clips: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor
 
 
 def make_latents(family, vae, args, device):
-    """Encode fresh clips and their mirror images (left and right swap in the prompt); normalised per channel."""
+    """Encode fresh clips and their mirror images (left and right swap in the prompt); normalised per channel.
+
+    Returns latents [N, C, T, H, W] in fp16; what the family's denoiser is conditioned on beside them, or `None`; the
+    prompts' indices [N]; and the posterior's standard deviation [C] in normalised units.
+    """
     mirror = torch.tensor([PROMPTS.index(_mirrored(p)) for p in PROMPTS], device=device)
-    latents, prompts, spread = [], [], []
+    latents, conditions, prompts, spread = [], [], [], []
     number = args.latents // WORLD
-    for clips, prompt in draw_clips(number, 1_000_000 + RANK * number, family.FRAMES, device):
+    for clips, prompt in draw_clips(number, 1_000_000 + RANK * number, family, device):
         for version, index in ((clips, prompt), (clips.flip(4), mirror[prompt])):
             mean, std = encode(vae, version, device)
             latents.append(mean.half()), prompts.append(index), spread.append(std)
+            picture = family.picture(version)
+            if picture is not None:
+                conditions.append(encode(vae, picture, device)[0].half())
     latents, prompts = torch.cat(latents), torch.cat(prompts)
+    conditions = torch.cat(conditions) if conditions else None
     sample = latents[:4000].float()
-    vae.latents_mean.copy_(sample.mean((0, 2, 3, 4)))
-    vae.latents_std.copy_(sample.std((0, 2, 3, 4)))
+    mean, std = sample.mean((0, 2, 3, 4)), sample.std((0, 2, 3, 4))
     if WORLD > 1:
-        dist.broadcast(vae.latents_mean, 0), dist.broadcast(vae.latents_std, 0)
+        dist.broadcast(mean, 0), dist.broadcast(std, 0)
+    family.set_statistics(vae, mean, std)
     shape = (1, -1, 1, 1, 1)
-    for part in latents.split(2000):  # in place: there are gigabytes of them
-        part.sub_(vae.latents_mean.view(shape).half()).div_(vae.latents_std.view(shape).half())
-    say(
-        "latents",
-        tuple(latents.shape),
-        "posterior std over latents' std",
-        f"{(spread[0] / vae.latents_std.mean()).item():.3f}",
-    )
-    return latents, prompts, torch.stack(spread).mean() / vae.latents_std
+    for tensor in (latents, conditions):
+        for part in tensor.split(2000) if tensor is not None else ():  # in place: there are gigabytes of them
+            part.sub_(mean.view(shape).half()).div_(std.view(shape).half())
+    ratio = (spread[0] / std.mean()).item()
+    say("latents", tuple(latents.shape), f"posterior std over latents' std {ratio:.3f}")
+    return latents, conditions, prompts, torch.stack(spread).mean() / std
 
 
 def _mirrored(prompt: str) -> str:
@@ -245,19 +251,30 @@ def _mirrored(prompt: str) -> str:
     return " ".join(swap.get(word, word) for word in prompt.split(" "))
 
 
-def train_denoiser(family, vae, args, work, device):
+def train_denoisers(family, vae, args, work, device) -> dict:
+    """Train each denoiser that is not there yet, all on the same latents; returns their logs by stage."""
     torch.manual_seed(2)
-    latents, prompts, posterior_std = make_latents(family, vae, args, device)
+    made = make_latents(family, vae, args, device)
     if RANK == 0:
         vae.half().save_pretrained(work / "vae")  # again: now with the latents' statistics
     embeds, mask = (t.to(device) for t in text.embed(work, [*PROMPTS, ""]))
-    denoising = family.Denoising(latents, prompts, embeds, mask, posterior_std, args.batch)
+    logs = {}
+    for part, stage in family.DENOISERS.items():
+        if not (work / part / "config.json").exists():
+            denoising = family.Denoising(*made, embeds, mask, args.batch, part)
+            denoiser, logs[stage] = train_denoiser(family, denoising, part, stage, args, work, device)
+            if RANK == 0:
+                denoiser.half().save_pretrained(work / part)
+    return logs
+
+
+def train_denoiser(family, denoising, part, stage, args, work, device):
     denoiser = family.build_denoiser()
-    if args.start_from and (args.start_from / "transformer").exists():
-        denoiser = type(denoiser).from_pretrained(args.start_from / "transformer").float()
+    if args.start_from and (args.start_from / part).exists():
+        denoiser = type(denoiser).from_pretrained(args.start_from / part).float()
     denoiser = denoiser.to(device)
     torch.manual_seed(2 + 100 * RANK)
-    say("denoiser of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
+    say(stage, "of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
     if args.compile:
         denoiser.compile_repeated_blocks(dynamic=False)  # one block compiled serves all
 
@@ -266,10 +283,10 @@ def train_denoiser(family, vae, args, work, device):
             return denoising.loss(denoiser)
 
     return fit(
-        "denoiser",
+        stage,
         denoiser,
         loss,
-        args.denoiser_minutes,
+        args.denoiser_minutes / len(family.DENOISERS),
         work,
         lr=args.lr,
         warmup=300,
@@ -280,7 +297,7 @@ def train_denoiser(family, vae, args, work, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="ltx_video (the other families join as modules beside it)")
+    parser.add_argument("model", help="ltx_video, wan22_ti2v_5b or wan22_i2v_a14b: a family module beside this one")
     parser.add_argument("--work", type=Path, help="where states and parts are kept (default: outputs/train/MODEL)")
     parser.add_argument(
         "--start-from",
@@ -301,7 +318,7 @@ def main():
     try:
         family = importlib.import_module(f"data.make.{args.model}")
     except ModuleNotFoundError:
-        parser.error(f"no family module data/make/{args.model}.py; there is: ltx_video")
+        parser.error(f"no family module data/make/{args.model}.py; there are ltx_video, wan22_ti2v_5b, wan22_i2v_a14b")
     work = args.work or ROOT / "outputs" / "train" / args.model
     work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -320,7 +337,7 @@ def main():
         (work / "tokenizer").mkdir(exist_ok=True)
         text.save_tokenizer(work / "tokenizer")
         vocab_size = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
-        text.save_encoder(work / "text_encoder", vocab_size)
+        text.save_encoder(work / "text_encoder", vocab_size, family.ENCODER)
     wait()
     if not (work / "vae" / "config.json").exists():
         vae, log["vae"] = train_vae(family, args, work, device)
@@ -329,10 +346,9 @@ def main():
             log_path.write_text(json.dumps(log))
     wait()
     vae = type(family.build_vae()).from_pretrained(work / "vae").float().to(device).eval()
-    if not (work / "transformer" / "config.json").exists() and args.denoiser_minutes:
-        denoiser, log["denoiser"] = train_denoiser(family, vae, args, work, device)
+    if args.denoiser_minutes and not all((work / part / "config.json").exists() for part in family.DENOISERS):
+        log |= train_denoisers(family, vae, args, work, device)
         if RANK == 0:
-            denoiser.half().save_pretrained(work / "transformer")
             log_path.write_text(json.dumps(log))
     wait()
     if args.assemble and RANK == 0:

@@ -62,14 +62,14 @@ def truth(
     for i in range(clips):
         machine, action, speed = cases[(i * 7) % len(cases)]  # 7 and 30 share no divisor: all cases come round
         number = TRUTH_SEEDS + seed * 100_000 + i
-        video, prompts = render(machine, [number], action, speed, frames=context - 1 + family.FRAMES)
+        look = {"frames": context - 1 + family.FRAMES, "size": family.SIZE, "fps": family.FPS}
+        video, prompts = render(machine, [number], action, speed, **look)
         past, true = video[0, :context], video[0, context:]  # past ends with the last seen frame
         last = past[-1]
         began = time.perf_counter()
         generated = continuer.from_one(last, prompts[0], steps, i)[1:]
         times.append(time.perf_counter() - began)
         other = ACTIONS[machine][(ACTIONS[machine].index(action) + 1) % len(ACTIONS[machine])]
-        several = continuer.from_several(past, prompts[0], steps, i)[context:]
         answers = {
             "generated": generated,
             "freeze": last.expand_as(true),
@@ -81,10 +81,12 @@ def truth(
         for kind, answer in answers.items():
             row[f"psnr_{kind}"], row[f"ssim_{kind}"] = psnr(answer, true), ssim(answer, true)
             row[f"moving_psnr_{kind}"] = psnr(answer, true, moves)
-        n = len(several)
-        row["psnr_context"], row["psnr_single"] = psnr(several, true[:n]), psnr(generated[:n], true[:n])
-        row["moving_psnr_context"] = psnr(several, true[:n], moves[:n])
-        row["moving_psnr_single"] = psnr(generated[:n], true[:n], moves[:n])
+        if context > 1:  # the model takes several frames, too
+            several = continuer.from_several(past, prompts[0], steps, i)[context:]
+            n = len(several)
+            row["psnr_context"], row["psnr_single"] = psnr(several, true[:n]), psnr(generated[:n], true[:n])
+            row["moving_psnr_context"] = psnr(several, true[:n], moves[:n])
+            row["moving_psnr_single"] = psnr(generated[:n], true[:n], moves[:n])
         rows.append(row)
         if sheet and len(pictures) < 24:
             at = (0, len(true) // 2, len(true) - 1)
@@ -95,7 +97,8 @@ def truth(
     share = lambda a, b: round(sum(r[a] > r[b] for r in rows) / len(rows), 4)  # noqa: E731
     result["beats_freeze"] = share("psnr_generated", "psnr_freeze")
     result["right_beats_wrong"] = share("psnr_generated", "psnr_wrong_prompt")
-    result["context_beats_single"] = share("psnr_context", "psnr_single")
+    if context > 1:
+        result["context_beats_single"] = share("psnr_context", "psnr_single")
     result["seconds_per_clip"] = round(statistics.median(times), 2)
     result["by_machine"] = {
         m: {

@@ -1,0 +1,114 @@
+"""What both Wan2.2 miniatures share: the chunked VAE in training, the denoising loss, the pipeline at work."""
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+ENCODER = "UMT5EncoderModel"
+TOKENS = 512  # Wan's pipeline pads the prompt's embeddings with zeros to so many
+BOUNDARY = 0.9  # of the noise: from here on up the high-noise expert denoises
+
+
+def scheduler(shift: float) -> UniPCMultistepScheduler:
+    """The published scheduler's settings."""
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=shift
+    )
+
+
+def halves(vae: AutoencoderKLWan, compiled: bool):
+    """Functions from pixels to the posterior, and from latents to pixels; the VAE works chunk by chunk in both."""
+    return lambda x: DiagonalGaussianDistribution(vae._encode(x)), lambda z: vae._decode(z, return_dict=False)[0]
+
+
+def set_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, std: torch.Tensor) -> None:
+    rounded = [[round(float(value), 4) for value in values] for values in (mean, std)]
+    vae.register_to_config(latents_mean=rounded[0], latents_std=rounded[1])
+
+
+class Denoising:
+    """A transformer's training loss on normalised latents, conditioned as `WanImageToVideoPipeline` does it.
+
+    Args:
+        latents: [N, C, T, H, W] fp16, normalised per channel.
+        conditions: The same of the given frame followed by grey, or `None` where the given frame's latents take the
+            place of the first ones (`expand_timesteps`).
+        prompts: [N] long, index of each clip's prompt in `embeds`, whose last entry is the empty prompt.
+        sigmas: The least and the most noise that this transformer sees.
+        shift: The scheduler's `flow_shift`, by which most time steps lie at the noisy end.
+    """
+
+    def __init__(self, latents, conditions, prompts, embeds, mask, batch_size, sigmas, shift):
+        self.latents, self.conditions, self.prompts, self.batch_size = latents, conditions, prompts, batch_size
+        padded = embeds.new_zeros(len(embeds), TOKENS, embeds.shape[-1])
+        padded[:, : embeds.shape[1]] = embeds * mask[..., None].to(embeds.dtype)
+        self.embeds, self.sigmas, self.shift = padded, sigmas, shift
+
+    def draw_sigma(self, number: int, device) -> torch.Tensor:
+        """Noise levels as densely as the scheduler's steps lie, within this transformer's own range."""
+        low, high = (sigma / (self.shift - (self.shift - 1) * sigma) for sigma in self.sigmas)
+        u = low + (high - low) * torch.rand(number, 1, 1, 1, 1, device=device)
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def loss(self, transformer) -> torch.Tensor:
+        device, n = self.latents.device, self.batch_size
+        pick = torch.randint(len(self.latents), (n,), device=device)
+        clean, prompt = self.latents[pick].float(), self.prompts[pick]
+        prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, prompt)  # for guidance
+        sigma, noise = self.draw_sigma(n, device), torch.randn_like(clean)
+        noisy = (1 - sigma) * clean + sigma * noise
+        unknown = torch.ones_like(clean[:1, :1])
+        if self.conditions is None:
+            unknown[:, :, 0] = 0
+            noisy = torch.where(unknown.bool(), noisy, clean)
+            inputs = noisy
+            timestep = (1000 * sigma * unknown)[:, 0, :, ::2, ::2].flatten(1)
+        else:
+            given = torch.zeros_like(clean[:, :4])
+            given[:, :, 0] = 1
+            inputs = torch.cat([noisy, given, self.conditions[pick].float()], dim=1)
+            timestep = 1000 * sigma.flatten()
+        velocity = transformer(
+            hidden_states=inputs, timestep=timestep, encoder_hidden_states=self.embeds[prompt], return_dict=False
+        )[0]
+        # an error of velocity moves the final latents by sigma times as much: weighted between the two
+        error = sigma * (velocity.float() - (noise - clean)) ** 2 * unknown
+        return error.sum() / unknown.sum() / n / clean.shape[1]
+
+
+class Continuer:
+    """The finished folder at work: what `data.make.truth` asks of every family. One frame is all that Wan takes."""
+
+    context = 1
+
+    def __init__(self, pipe: WanImageToVideoPipeline, frames: int, device: str):
+        self.pipe, self.frames = pipe.to(device), frames
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def from_one(self, frame, prompt, steps, seed):
+        height, width = frame.shape[-2:]
+        out = self.pipe(
+            image=frame[None], prompt=prompt, height=height, width=width, num_frames=self.frames,
+            num_inference_steps=steps, guidance_scale=1.0, generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+        )  # fmt: skip
+        return out.frames[0].float().cpu()
+
+    @torch.no_grad()
+    def rebuild(self, frames):
+        vae = self.pipe.vae
+        x = (frames * 2 - 1).permute(1, 0, 2, 3)[None].to(vae.device)
+        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+        return ((y[0] + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).float().cpu()
+
+
+def transformer_config(**own) -> dict:
+    """Wan's transformer with small numbers; `own` are those that differ between the two miniatures."""
+    return dict(
+        patch_size=(1, 2, 2), text_dim=32, freq_dim=64, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+        image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=64,
+    ) | own  # fmt: skip
+
+
+def build_denoiser(config: dict) -> WanTransformer3DModel:
+    return WanTransformer3DModel(**config)

@@ -1,0 +1,94 @@
+"""The miniature of Wan2.2 I2V-A14B: two experts, each trained on its own side of the boundary, as GGUF files."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, GGUFQuantizationConfig, WanImageToVideoPipeline, WanTransformer3DModel
+from transformers import T5TokenizerFast, UMT5EncoderModel
+
+from helpers.architecture import GGUF_LAYOUT
+from helpers.dummies import gguf_path
+from helpers.gguf_files import original_name, quantized, write_gguf
+
+from . import wan
+from .wan import BOUNDARY, ENCODER, halves, set_statistics  # noqa: F401 - part of what a family module offers
+
+FRAMES, SIZE, FPS = 17, (256, 144), 16  # 4k+1 frames, sides that are multiples of 16; the real model makes 16 a second
+DENOISERS = {"transformer": "high-noise expert", "transformer_2": "low-noise expert"}
+SIGMAS = {"transformer": (BOUNDARY, 1.0), "transformer_2": (0.0, BOUNDARY)}
+SHIFT = 3.0
+KIND = "Q4_0"  # blocks of 32 weights, which fit small matrices; the Python package can pack it
+PLAIN = ("patch_embedding", "proj_out", "time_embedder")  # stay in fp32, as in the published files
+VAE = dict(
+    base_dim=16, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True],
+    latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
+)  # fmt: skip
+TRANSFORMER = wan.transformer_config(
+    in_channels=36, out_channels=16, num_attention_heads=6, attention_head_dim=32, ffn_dim=704, num_layers=4
+)
+
+
+def build_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(**VAE)
+
+
+def build_denoiser() -> WanTransformer3DModel:
+    return wan.build_denoiser(TRANSFORMER)
+
+
+def picture(clips: torch.Tensor) -> torch.Tensor:
+    """The given frame and grey after it, [B, T, 3, H, W] in 0..255: the pipeline encodes that at full length."""
+    shown = torch.full_like(clips, 127.5, dtype=torch.float32)  # exactly 0 for the VAE
+    shown[:, 0] = clips[:, 0]
+    return shown
+
+
+class Denoising(wan.Denoising):
+    def __init__(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, part):
+        super().__init__(latents, conditions, prompts, embeds, mask, batch_size, SIGMAS[part], SHIFT)
+
+
+def assemble(work: Path, folder: Path) -> None:
+    """A pipeline folder in the diffusers layout, its experts as GGUF files under Wan's own tensor names."""
+    for part in DENOISERS:
+        expert = WanTransformer3DModel.from_pretrained(work / part, dtype=torch.float32)
+        tensors = []
+        for name, tensor in expert.named_parameters():
+            packs = tensor.dim() == 2 and name.endswith("weight") and not any(one in name for one in PLAIN)
+            kind = KIND if packs and tensor.shape[1] % 32 == 0 else "F32"
+            tensors.append(quantized(original_name(name), tensor.detach().numpy(), kind))
+        path = gguf_path(folder, part, KIND)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(path, tensors)
+        expert.save_config(folder / part)
+    vae = AutoencoderKLWan.from_pretrained(work / "vae", dtype=torch.float16)
+    pipe = WanImageToVideoPipeline(
+        scheduler=wan.scheduler(SHIFT), vae=vae, transformer=None, transformer_2=None, boundary_ratio=BOUNDARY,
+        text_encoder=UMT5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
+        tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {part: ["diffusers", "WanTransformer3DModel"] for part in DENOISERS}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    layout = {"type": KIND, "unquantized": list(PLAIN)}
+    (folder / GGUF_LAYOUT).write_text(json.dumps(layout, indent=2) + "\n")
+    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+
+
+def load(folder: Path) -> WanImageToVideoPipeline:
+    """The pipeline in fp32, its experts from their GGUF files."""
+    experts = {
+        part: WanTransformer3DModel.from_single_file(
+            str(gguf_path(folder, part, KIND)), config=str(folder), subfolder=part, torch_dtype=torch.float32,
+            quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+        )
+        for part in DENOISERS
+    }  # fmt: skip
+    return WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32, **experts)
+
+
+class Continuer(wan.Continuer):
+    def __init__(self, folder: Path, device: str):
+        super().__init__(load(folder), FRAMES, device)

@@ -1,0 +1,58 @@
+"""The miniature of Wan2.2 TI2V-5B: the residual VAE of 2.2 with its patches, and `expand_timesteps`."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
+from transformers import T5TokenizerFast, UMT5EncoderModel
+
+from . import wan
+from .wan import ENCODER, halves, set_statistics  # noqa: F401 - part of what a family module offers
+
+FRAMES, SIZE, FPS = 25, (288, 160), 24  # 4k+1 frames, sides that are multiples of 32
+DENOISERS = {"transformer": "denoiser"}
+SHIFT = 5.0
+VAE = dict(
+    base_dim=24, decoder_base_dim=24, z_dim=48, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
+    temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+    scale_factor_temporal=4, scale_factor_spatial=16, latents_mean=[0.0] * 48, latents_std=[1.0] * 48,
+)  # fmt: skip
+TRANSFORMER = wan.transformer_config(
+    in_channels=48, out_channels=48, num_attention_heads=5, attention_head_dim=32, ffn_dim=640, num_layers=4
+)
+
+
+def build_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(**VAE)
+
+
+def build_denoiser() -> WanTransformer3DModel:
+    return wan.build_denoiser(TRANSFORMER)
+
+
+def picture(clips: torch.Tensor) -> None:
+    """The given frame needs no encoding of its own: the VAE is causal, so it is the clip's first latent frame."""
+
+
+class Denoising(wan.Denoising):
+    def __init__(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, part):
+        super().__init__(latents, conditions, prompts, embeds, mask, batch_size, (0.0, 1.0), SHIFT)
+
+
+def assemble(work: Path, folder: Path) -> None:
+    """Put the trained parts of `work` together as a pipeline folder in fp16, in the diffusers layout."""
+    pipe = WanImageToVideoPipeline(
+        scheduler=wan.scheduler(SHIFT),
+        vae=AutoencoderKLWan.from_pretrained(work / "vae", dtype=torch.float16),
+        transformer=WanTransformer3DModel.from_pretrained(work / "transformer").half(),
+        text_encoder=UMT5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
+        tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
+        expand_timesteps=True,
+    )
+    pipe.save_pretrained(folder)
+    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+
+
+class Continuer(wan.Continuer):
+    def __init__(self, folder: Path, device: str):
+        super().__init__(WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32), FRAMES, device)
