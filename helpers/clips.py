@@ -1,4 +1,4 @@
-"""Read, fit, stitch and write short video clips, and judge their join.
+"""Read, fit, stitch and write short video clips.
 
     from helpers.clips import read, stitch, write
 
@@ -8,20 +8,13 @@
     write("continued.mp4", longer, audio_from=clip)
 
 Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB. The program ffmpeg decodes and encodes; it
-comes with the package imageio-ffmpeg.
+comes with the package imageio-ffmpeg. `seam` and `psnr`, which judge a join, are those of `helpers.seams`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import itertools
-import math
 import os
-import re
-import shutil
-import subprocess
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +22,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
-CONTINUES = "_continues"
+from helpers import reading
+from helpers.reading import CLIPS, CONTINUES, ClipError, bundled, ffmpeg_path, find, run
+from helpers.seams import Seam, psnr, seam
 
-
-class ClipError(ValueError):
-    """A clip that cannot be read, joined or written; the message says what to do."""
+__all__ = [
+    "CLIPS", "Clip", "ClipError", "Seam", "bundled", "continuation_truth", "ffmpeg_path", "find", "fit",
+    "only_complete", "psnr", "read", "seam", "stitch", "write",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -45,7 +40,7 @@ class Clip:
         frames: `np.uint8` [T, height, width, 3], RGB.
         fps: Frames per second.
         name: Short name for captions.
-        path: The file the frames come from, or `None`.
+        path: The file or the folder of pictures the frames come from, or `None`.
         has_audio: Whether that file has sound.
         start: Time of the first frame within that file, in seconds.
     """
@@ -116,59 +111,18 @@ class Clip:
 # Reading
 
 
-def ffmpeg_path() -> str:
-    """Returns the path of the ffmpeg program: the one of imageio-ffmpeg, or else the system's.
-
-    Raises:
-        ClipError: If there is none.
-    """
-    try:
-        import imageio_ffmpeg
-
-        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        found = shutil.which("ffmpeg")
-    if not found:
-        raise ClipError("no ffmpeg program was found: run `pip install imageio-ffmpeg`, which brings one.")
-    return found
-
-
-def bundled() -> list[str]:
-    """Returns the names of the bundled clips, without their true continuations."""
-    return sorted(path.stem for path in CLIPS.glob("*.mp4") if not path.stem.endswith(CONTINUES))
-
-
-def find(source: str | Path) -> Path:
-    """Returns the file of a bundled clip's name or of a path.
-
-    Raises:
-        ClipError: If there is no such file, or if it is a folder or empty.
-    """
-    names = bundled()
-    if str(source) in names:
-        return CLIPS / f"{source}.mp4"
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise ClipError(f"{source} is a folder: give the path of the video file in it.")
-    if not path.is_file():
-        near = difflib.get_close_matches(path.stem, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        have = f" or a bundled clip ({', '.join(names)})" if names else ""
-        raise ClipError(f"{source} does not exist: give the path of a video{have}.{hint}")
-    if path.stat().st_size == 0:
-        raise ClipError(f"{source} is empty: copy or download it again.")
-    return path
-
-
 def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = False) -> Clip:
     """Reads the end of a video, or its beginning.
 
     Only the last seconds are decoded and kept, because only they matter for what comes next. Frames are as
-    a player shows them, turned upright where the file says so, and never resized. Ten seconds of 1920x1080 at
-    24 fps take 1.4 GiB of RAM, for a moment twice that: give a smaller `max_seconds` for larger clips.
+    a player shows them: upright, with square pixels, without the combs of interlaced video, on black where
+    they are transparent, and else never resized. A variable frame rate becomes a steady one, the usual one
+    of these seconds, at which each frame stays on screen as long as it should. At most 2 GiB of frames are
+    kept, for 1920x1080 about 345 frames and for 3840x2160 about 86: the clip is shorter then.
 
     Args:
-        source: Name of a bundled clip, or the path of a video in any format that ffmpeg decodes.
+        source: Name of a bundled clip, the path of a video or picture in any format that ffmpeg decodes, or
+            that of a folder of pictures. Those play in the order of the numbers in their names, 24 a second.
         max_seconds: How much to keep, in seconds.
         from_start: Keep the beginning and not the end.
 
@@ -179,34 +133,7 @@ def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = Fa
         ClipError: If there is no ffmpeg, no such file, or no frame in it that can be decoded.
     """
     path = find(source)
-    header = _run([ffmpeg_path(), "-hide_banner", "-nostdin", "-i", f"file:{path}"])[1]
-    video = re.search(r"Stream #0:.* Video: .*", header)
-    if video is None:
-        raise ClipError(_why_unreadable(path, header))
-    # ffmpeg leaves the rate out where it cannot tell, for example in a GIF of one frame.
-    rate = re.search(r" ([\d.]+) fps", video[0])
-    fps = float(rate[1]) if rate and float(rate[1]) > 0 else 24.0
-    duration = 0.0
-    if length := re.search(r"Duration: (\d+):(\d+):([\d.]+)", header):
-        duration = 3600 * float(length[1]) + 60 * float(length[2]) + float(length[3])
-
-    keep = max(1, round(max_seconds * fps))
-    frames: deque[np.ndarray] = deque(maxlen=keep)
-    if from_start:
-        _decode(path, ["-t", f"{max_seconds:.3f}"], frames)
-    elif duration > max_seconds + 1:
-        # One second more than needed, as seeking lands a few frames off in some formats.
-        _decode(path, ["-sseof", f"{-max_seconds - 1:.3f}"], frames)
-    if frames:
-        start = 0.0 if from_start else max(0.0, duration - len(frames) / fps)
-    else:
-        # A short clip, one of unknown length, or one whose sound goes on after its last frame.
-        count = _decode(path, [], frames)
-        start = (count - len(frames)) / fps
-    if not frames:
-        raise ClipError(f"no frame of {path.name} can be decoded, it is damaged: copy or download it again.")
-    has_audio = re.search(r"Stream #0:.* Audio: ", header) is not None
-    return Clip(np.stack(frames), fps, name=path.stem, path=path, has_audio=has_audio, start=start)
+    return Clip(**reading.frames_of(path, max_seconds, from_start), name=path.stem, path=path)
 
 
 def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:
@@ -220,42 +147,6 @@ def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:
         return None
     path = clip.path.with_name(f"{clip.path.stem}{CONTINUES}.mp4")
     return read(path, max_seconds=max_seconds, from_start=True) if path.is_file() else None
-
-
-def _run(command: list[str], data: memoryview | None = None) -> tuple[int, str]:
-    """Runs a program with `data` as its input. Returns its exit status and what it wrote as errors."""
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    return done.returncode, done.stderr.decode(errors="replace").strip()
-
-
-def _why_unreadable(path: Path, header: str) -> str:
-    if "Audio: " in header:
-        return f"{path.name} holds sound but no picture: give a video file."
-    with path.open("rb") as file:
-        is_mp4 = file.read(12)[4:8] == b"ftyp"
-    if is_mp4:
-        return f"{path.name} is damaged or was cut off before its end: copy or download it again."
-    return f"{path.name} is not a video that ffmpeg can read: give an mp4, mov, mkv, webm or gif file."
-
-
-def _decode(path: Path, seek: list[str], frames: deque[np.ndarray]) -> int:
-    """Decodes a file into `frames`, whose oldest fall out at the front. Returns how many came in all."""
-    command = [ffmpeg_path(), "-v", "error", "-nostdin", *seek, "-i", f"file:{path}", "-map", "0:v:0"]
-    # PPM states each frame's size, so that a turned video needs no guess. Passthrough: every frame once, none
-    # doubled. Without the two flags the colour conversion darkens the picture by about one level in 255.
-    command += ["-fps_mode", "passthrough", "-sws_flags", "accurate_rnd+full_chroma_int"]
-    command += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
-    count = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        while process.stdout.readline() == b"P6\n":
-            width, height = map(int, process.stdout.readline().split())
-            process.stdout.readline()  # the largest value, 255
-            pixels = process.stdout.read(width * height * 3)
-            if len(pixels) < width * height * 3:
-                break
-            frames.append(np.frombuffer(pixels, np.uint8).reshape(height, width, 3))
-            count += 1
-    return count
 
 
 # Sizes
@@ -356,7 +247,9 @@ def write(path: str | Path, clip: Clip, *, audio_from: Clip | None = None, crf: 
         raise ClipError(f"{path} cannot be written: the name must end in .mp4.")
     if len(clip) == 0:
         raise ClipError(f"{path} cannot be written: the clip has no frames.")
-    frames = np.pad(clip.frames, ((0, 0), (0, clip.height % 2), (0, clip.width % 2), (0, 0)), mode="edge")
+    frames = clip.frames
+    if clip.height % 2 or clip.width % 2:
+        frames = np.pad(frames, ((0, 0), (0, clip.height % 2), (0, clip.width % 2), (0, 0)), mode="edge")
     command = [ffmpeg_path(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", f"{frames.shape[2]}x{frames.shape[1]}", "-r", f"{clip.fps}", "-i", "-"]
     if audio_from is not None and audio_from.has_audio:
@@ -369,9 +262,10 @@ def write(path: str | Path, clip: Clip, *, audio_from: Clip | None = None, crf: 
     command += ["-c:v", "libx264", "-crf", f"{crf}", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
 
     with only_complete(path) as part:
-        status, reason = _run([*command, f"file:{part}"], np.ascontiguousarray(frames).data.cast("B"))
+        status, reason = run([*command, f"file:{part}"], np.ascontiguousarray(frames).data.cast("B"))
         if status:
-            raise ClipError(f"{path} cannot be written: {reason}")
+            hint = " Without audio_from it is written without sound." if "1:a:0" in command else ""
+            raise ClipError(f"{path} cannot be written: {reason}{hint}")
     return path
 
 
@@ -388,76 +282,3 @@ def only_complete(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-# Figures
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two `np.uint8` arrays of the same shape, in dB; `inf` if they are equal.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"the shapes differ: {list(a.shape)} and {list(b.shape)}")
-    error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64)
-    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-@dataclass(frozen=True, repr=False)
-class Seam:
-    """How smoothly a continuation joins its clip. Differences are mean absolute ones, on the scale 0 to 255.
-
-    Attributes:
-        jump: From the last frame before the join to the first new one.
-        usual: Median from frame to frame in the second before the join; nan if the clip has one frame.
-        ratio: `jump / usual`; about 1 where the join does not show.
-        brightness_step: Mean of the first new frame minus mean of the last one before.
-        frozen: Whether the continuation hardly moves: its median from frame to frame is below a tenth of
-            `usual`.
-    """
-
-    jump: float
-    usual: float
-    ratio: float
-    brightness_step: float
-    frozen: bool
-
-    def __repr__(self) -> str:
-        return (
-            f"jump at the join {self.jump:.2f} of 255, usual from frame to frame {self.usual:.2f}: "
-            f"{self.ratio:.1f} times\n"
-            f"brightness step {self.brightness_step:+.2f} of 255\n"
-            f"the continuation {'is FROZEN' if self.frozen else 'moves'}"
-        )
-
-
-def seam(before: Clip, after: np.ndarray) -> Seam:
-    """Measures the join between a clip and the new frames, without any context frames among them.
-
-    Args:
-        before: The clip, at the new frames' size.
-        after: The new frames, `np.uint8` [T, H, W, 3], at the clip's frame rate.
-
-    Raises:
-        ValueError: If the sizes differ.
-    """
-    last, first = before.frames[-1].astype(np.float32), after[0].astype(np.float32)
-    if last.shape != first.shape:
-        raise ValueError(f"the sizes differ: {list(last.shape)} and {list(first.shape)}")
-    second = math.ceil(before.fps) + 1  # frames; one more than there are steps between them
-    jump, usual = float(np.abs(first - last).mean()), _median_step(before.frames[-second:])
-    return Seam(
-        jump=jump,
-        usual=usual,
-        ratio=jump / usual if usual else math.inf,
-        brightness_step=float(first.mean() - last.mean()),
-        frozen=bool(_median_step(after) < 0.1 * usual),
-    )
-
-
-def _median_step(frames: np.ndarray) -> float:
-    """Median of the mean absolute difference between neighbouring frames; nan for a single frame."""
-    steps = [np.abs(b.astype(np.int16) - a).mean() for a, b in itertools.pairwise(frames)]
-    return float(np.median(steps)) if steps else math.nan

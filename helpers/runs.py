@@ -216,7 +216,7 @@ def record(
         clip: name or path of the clip. Of an absolute path only the file's name is kept: a record is shared.
         vram_cap_gib: the cap set on the process in GiB, None for no cap.
         mode_runs: the modes that were compared. The one called "none" gives `resident_step_seconds`.
-        chosen: the run that made the video, whose peaks and step time become the record's.
+        chosen: the two-step run in the mode that made the video, whose peaks and step time become the record's.
         stages: seconds of each phase.
         forecast: what was forecast for it, as JSON-able values.
         extra: more keys of your own.

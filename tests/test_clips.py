@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import clips
+from helpers import clips, reading
 from helpers.clips import (
     Clip,
     ClipError,
@@ -99,7 +99,7 @@ def test_read(files, name, frames, size, fps, has_audio):
         ("audio_only.mp4", "holds sound but no picture"),
         ("cut_off.mp4", "was cut off before its end"),
         ("no_frames.mp4", "no frame of no_frames.mp4 can be decoded"),
-        ("folder.mp4", "is a folder: give the path of the video file"),
+        ("folder.mp4", "is a folder without pictures: give the path of a video file"),
     ],
 )
 def test_read_says_what_is_wrong(files, name, message):
@@ -134,7 +134,7 @@ def test_read_when_the_sound_outlasts_the_picture(files, tmp_path):
 
 
 def test_bundled_clips_and_their_truth(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(clips, "CLIPS", tmp_path)
+    monkeypatch.setattr(reading, "CLIPS", tmp_path)
     for name in ("excavator.mp4", "excavator_continues.mp4", "wood_chipper.mp4"):
         (tmp_path / name).write_bytes((files / "silent.mp4").read_bytes())
     assert clips.bundled() == ["excavator", "wood_chipper"]
@@ -412,6 +412,37 @@ def test_seam_of_a_smooth_join():
     assert figures.ratio == pytest.approx(1, abs=0.3)
     assert abs(figures.brightness_step) < 0.5 and not figures.frozen
     assert "the continuation moves" in repr(figures)
+
+
+def wave(times):
+    """A wave 96 pixels long that moves 48 pixels a second, at the given times."""
+    phase = 2 * np.pi * (np.arange(96) - 48 * np.asarray(times)[:, None]) / 96
+    row = (128 + 100 * np.sin(phase)).round().astype(np.uint8)
+    return np.broadcast_to(row[:, None, :, None], (len(times), 8, 96, 3))
+
+
+@pytest.mark.parametrize("rate", [120, 48, 30, 24, 16, 8])
+@pytest.mark.parametrize("new_rate", [24, 16, 7])
+def test_seam_where_the_continuation_has_another_frame_rate(rate, new_rate):
+    before, end = Clip(wave(np.arange(rate) / rate), rate), (rate - 1) / rate
+    after = wave(end + np.arange(1, 13) / new_rate)
+    figures = seam(before, after, fps=new_rate)
+    assert figures.ratio == pytest.approx(1, abs=0.05) and not figures.frozen
+    frozen = seam(before, np.repeat(before.frames[-1:], 12, axis=0), fps=new_rate)
+    assert (frozen.jump, frozen.frozen) == (0, True)
+    if rate == 30 and new_rate == 24:  # without the rate, a step of 1/24 s is held against the clip's 1/30 s
+        assert seam(before, after).ratio == pytest.approx(1.25, abs=0.05)
+
+
+def test_seam_refuses_a_rate_of_0():
+    with pytest.raises(ValueError, match="fps=0: give the frames per second"):
+        seam(Clip(moving_square(8), 24), moving_square(8), fps=0)
+
+
+def test_seam_after_a_clip_shorter_than_a_step():
+    frames = moving_square(12)
+    assert math.isnan(seam(Clip(frames[:3], 24), frames[3:], fps=7).usual)
+    assert seam(Clip(frames[:5], 24), frames[5:], fps=7).usual > 0
 
 
 def test_seam_of_a_frozen_and_brighter_continuation():
