@@ -48,6 +48,9 @@ class Run:
     seconds: float = 0.0
 
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
 def find_lesson(name: str) -> Path:
     """The notebook called `name`: a path to an .ipynb file, or a name in notebooks/ without the ending."""
     for path in (Path(name), NOTEBOOKS / name, NOTEBOOKS / f"{name}.ipynb"):
@@ -130,10 +133,21 @@ def run_lesson(
             os.replace(temporary, failed)
             problem += f"\nPartly executed notebook: {_shown(failed)}"
         raise LessonFailed(problem)
+    _drop_widgets(temporary)
     os.replace(temporary, final)
     failed.unlink(missing_ok=True)
     written = [path for path, stamp in _stamps(out_dir).items() if before.get(path) != stamp]
     return Run(final, written, time.monotonic() - started)
+
+
+def _drop_widgets(executed: Path) -> None:
+    """Take controls out of the executed copy: without a kernel they do nothing, and not every page can show them."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
+    nbformat.write(notebook, executed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

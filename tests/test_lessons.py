@@ -180,6 +180,12 @@ def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
     assert kept.read_bytes() == before and [p.name for p in kept.parent.iterdir()] == ["continued.mp4"]
 
 
+@pytest.mark.lesson
+def test_the_planner_leaves_its_chart_and_no_controls(executed):
+    shown = [output["data"] for output in outputs(executed("00_start_here", "defaults"), "00_start_here", "planner")]
+    assert len(shown) == 1 and "image/svg+xml" in shown[0] and "take model" in shown[0]["image/svg+xml"]
+
+
 def test_an_unknown_parameter_is_refused_at_once(tmp_path, capsys):
     assert run_lesson(["01_ltx_video", "--out", str(tmp_path), "-p", "stepps", "3"]) == 2
     assert "steps" in capsys.readouterr().err
