@@ -6,7 +6,7 @@
     pipe = LTXImageToVideoPipeline.from_pretrained(repo)
     part_sizes(pipe.components)
 
-Both work without torch being imported here.
+They work without torch being imported here.
 """
 
 from __future__ import annotations
@@ -78,6 +78,26 @@ def _missing_files(folder: Path) -> str:
         if is_part and not (folder / name).is_dir():
             return f"{name}/"
     return ""
+
+
+def local_folder(repo: str, revision: str | None = None) -> str:
+    """Returns the folder in which a checkpoint lies on this machine. Nothing is downloaded.
+
+    Args:
+        repo: What `from_pretrained` takes: a repository on the Hub, or a folder, which is returned as it is.
+        revision: Branch, tag or commit of the repository; `None` for its main branch.
+
+    Raises:
+        CheckpointError: If the repository has not been downloaded at this revision.
+    """
+    if Path(repo).is_dir():
+        return repo
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(repo, "model_index.json", revision=revision)
+    if not isinstance(index, str):  # None, or a mark that the repository has no such file
+        raise CheckpointError(f"{repo} at revision {revision or 'main'} is not on this machine: load it first.")
+    return str(Path(index).parent)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from helpers import checkpoints
-from helpers.checkpoints import CheckpointError, checkpoint, part_sizes
+from helpers.checkpoints import CheckpointError, checkpoint, local_folder, part_sizes
 from helpers.models import MODELS, model
 
 NAMES = ("ltx_video", "wan22_ti2v_5b", "wan22_i2v_a14b", "svd_xt", "cogvideox_5b_i2v")
@@ -172,3 +172,19 @@ def test_helpers_import_without_torch():
     code = "import helpers.clips, helpers.checks, helpers.checkpoints, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_local_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = write_checkpoint(tmp_path / "own")
+    assert local_folder(str(folder), "a revision means nothing to a folder") == str(folder)
+    with pytest.raises(CheckpointError, match=r"Lightricks/LTX-Video at revision v1 is not on this machine"):
+        local_folder("Lightricks/LTX-Video", "v1")
+
+    # The Hub's cache, as huggingface_hub lays it out.
+    stored = tmp_path / "hub" / "models--Lightricks--LTX-Video"
+    snapshot = write_checkpoint(stored / "snapshots" / ("a" * 40))
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("a" * 40)
+    assert local_folder("Lightricks/LTX-Video") == str(snapshot)
+    assert local_folder("Lightricks/LTX-Video", "a" * 40) == str(snapshot)
