@@ -193,10 +193,3 @@ class Continuer:
         pictures = self.pipe.video_processor.numpy_to_pil(frames.permute(0, 2, 3, 1).numpy())
         condition = LTXVideoCondition(video=pictures, frame_index=0)
         return self._call(self.several, frames, prompt, steps, seed, conditions=[condition])
-
-    @torch.no_grad()
-    def rebuild(self, frames):
-        vae = self.pipe.vae
-        x = (frames * 2 - 1).permute(1, 0, 2, 3)[None].to(vae.device)
-        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-        return ((y[0] + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).float().cpu()

@@ -50,6 +50,14 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma * ma + mb * mb + c1) * (va + vb + c2))).mean())
 
 
+@torch.no_grad()
+def rebuilt(vae, frames: torch.Tensor) -> torch.Tensor:
+    """Frames [T, 3, H, W] in 0..1 after the VAE's encoding and decoding."""
+    x = (frames * 2 - 1).permute(1, 0, 2, 3)[None].to(vae.device)
+    y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    return ((y[0] + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).float().cpu()
+
+
 def truth(
     name: str, folder: Path, clips: int, seed: int, steps: int, device: str = "cpu", sheet: Path | None = None
 ) -> dict:
@@ -73,7 +81,7 @@ def truth(
         answers = {
             "generated": generated,
             "freeze": last.expand_as(true),
-            "oracle": continuer.rebuild(video[0, context - 1 :])[1:],
+            "oracle": rebuilt(continuer.pipe.vae, video[0, context - 1 :])[1:],
             "wrong_prompt": continuer.from_one(last, prompt_of(machine, other, speed), steps, i)[1:],
         }
         moves = ((true - last).abs().amax(1, keepdim=True) > MOVES).float()

@@ -94,13 +94,6 @@ class Continuer:
         )  # fmt: skip
         return out.frames[0].float().cpu()
 
-    @torch.no_grad()
-    def rebuild(self, frames):
-        vae = self.pipe.vae
-        x = (frames * 2 - 1).permute(1, 0, 2, 3)[None].to(vae.device)
-        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-        return ((y[0] + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).float().cpu()
-
 
 def transformer_config(**own) -> dict:
     """Wan's transformer with small numbers; `own` are those that differ between the two miniatures."""
