@@ -167,7 +167,8 @@ def train_vae(family, args, work, device):
     vae = vae.to(device)
     torch.manual_seed(1 + 100 * RANK)
     if device == "cuda":
-        vae = vae.to(memory_format=torch.channels_last_3d)
+        for convolution in (module for module in vae.modules() if isinstance(module, torch.nn.Conv3d)):
+            convolution.to(memory_format=torch.channels_last_3d)
     pool = torch.cat([clips for clips, _ in draw_clips(args.vae_clips, RANK * args.vae_clips, family, device)])
     say(
         "drawn",
