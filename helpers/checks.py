@@ -198,6 +198,22 @@ def resolve(
     )
 
 
+def inside(name: str, value: float | None, low: float, high: float) -> float | None:
+    """Returns a lesson's own parameter, a number between two others, or `None` as it came.
+
+    Raises:
+        ParameterError: If it is no number, or not between them.
+    """
+    problems: list[str] = []
+    if value is not None:
+        value = _number(problems, name, value)
+        if value is not None and not low < value < high:
+            problems.append(f"{name}={value:g}: between {low:g} and {high:g}, or None for the model's own.")
+    if problems:
+        raise ParameterError(problems[0])
+    return value
+
+
 def _text(problems: list[str], name: str, value: Any) -> str | None:
     """Returns a text, or `None` after noting the problem."""
     if isinstance(value, str):

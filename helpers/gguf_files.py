@@ -1,5 +1,7 @@
-"""Write the Wan transformers as GGUF files, under the names that the published files use.
+"""Check the GGUF files of Wan's experts before they are loaded, and write such files.
 
+    config = WanTransformer3DModel.load_config(repo, subfolder="transformer")
+    check("Wan2.2-I2V-A14B-HighNoise-Q4_K_M.gguf", "transformer", config)  # its numbers and bytes by type
     write_gguf(path, [TensorFile("blocks.0.self_attn.q.weight", (5120, 5120), "Q4_K", pieces)])
 
 `WanTransformer3DModel.from_single_file` reads such files with `GGUFQuantizationConfig`. Lesson 03 is about them.
@@ -7,11 +9,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from helpers.charts import Table
 
 # diffusers' name: the original's. The inverse of `convert_wan_transformer_to_diffusers` in diffusers 0.42,
 # loaders/single_file_utils.py, for image-to-video models; longer names come first.
@@ -43,6 +50,92 @@ def original_name(name: str) -> str:
     for ours, theirs in ORIGINAL_NAMES.items():
         name = name.replace(ours, theirs)
     return name
+
+
+class GGUFError(ValueError):
+    """A GGUF file that cannot be the expert that is asked for; the message says why, and what to do."""
+
+
+@dataclass(frozen=True, repr=False)
+class Opened:
+    """A checked GGUF file: its tensors, numbers and bytes by type. Shows itself as text and as HTML."""
+
+    path: Path
+    tensors: Mapping[str, int]
+    numbers: Mapping[str, int]
+    nbytes: Mapping[str, int]
+
+    def _table(self) -> Table:
+        rows = [
+            (kind, str(self.tensors[kind]), f"{self.numbers[kind] / 1e6:,.2f}", f"{self.nbytes[kind] / 2**20:,.2f}",
+             f"{8 * self.nbytes[kind] / self.numbers[kind]:.2f}")
+            for kind in sorted(self.tensors)
+        ]  # fmt: skip
+        numbers, nbytes = sum(self.numbers.values()), sum(self.nbytes.values())
+        total = (str(sum(self.tensors.values())), f"{numbers / 1e6:,.2f}", f"{nbytes / 2**20:,.2f}")
+        rows.append(("all", *total, f"{8 * nbytes / numbers:.2f}"))
+        return Table(self.path.name, ("type", "tensors", "million numbers", "MiB", "bits a number"), rows)
+
+    def __repr__(self) -> str:
+        return repr(self._table())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return self._table()._repr_mimebundle_()
+
+
+def check(path: str | Path, part: str, config: Mapping[str, Any]) -> Opened:
+    """Reads a GGUF file's header, which takes no time, and makes sure that it is the expert that is asked for.
+
+    Args:
+        path: The file.
+        part: "transformer" for the expert of high noise, "transformer_2" for that of low noise.
+        config: The expert's configuration, from `WanTransformer3DModel.load_config`.
+
+    Raises:
+        GGUFError: If the file is missing, cut off, of another architecture or size, or the other expert.
+    """
+    import gguf
+
+    path = Path(path)
+    if not path.is_file():
+        raise GGUFError(f"{part}: there is no file {path}; both experts are needed.")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise GGUFError(f"{part}: {path.name} is no GGUF file; look at what was downloaded.")
+    try:
+        reader = gguf.GGUFReader(path)
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except (ValueError, IndexError, KeyError) as error:
+        raise GGUFError(
+            f"{part}: {path.name} is cut off or damaged ({path.stat().st_size:,} bytes are here): download it again."
+        ) from error
+    field = reader.get_field("general.architecture")
+    architecture = field.contents() if field else "unknown"
+    if architecture != "wan" or "patch_embedding.weight" not in tensors:
+        raise GGUFError(f"{part}: {path.name} holds a model of the architecture {architecture!r}, and not Wan.")
+    *_, channels, width = (int(n) for n in tensors["patch_embedding.weight"].shape)
+    blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    found = f"{blocks} blocks of width {width} for {channels} channels"
+    asked = (
+        f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']} "
+        f"for {config['in_channels']} channels"
+    )
+    if found != asked:
+        raise GGUFError(f"{part}: {path.name} has {found}, and this model has {asked}: it is another of Wan's models.")
+    title = reader.get_field("general.name")
+    names = f"{path.name} {title.contents() if title else ''}".lower()
+    wanted, other = ("high", "low") if part == "transformer" else ("low", "high")
+    if f"{other}noise" in names or f"{other}_noise" in names or f"{other}-noise" in names:
+        raise GGUFError(
+            f"{part}: {path.name} is the expert of {other} noise, and here goes that of {wanted} noise: swap the files."
+        )
+    counts, numbers, nbytes = Counter(), Counter(), Counter()
+    for tensor in tensors.values():
+        kind = tensor.tensor_type.name
+        counts[kind] += 1
+        numbers[kind] += math.prod(int(n) for n in tensor.shape)
+        nbytes[kind] += int(tensor.n_bytes)
+    return Opened(path, counts, numbers, nbytes)
 
 
 @dataclass(frozen=True)

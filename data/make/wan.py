@@ -24,7 +24,7 @@ def halves(vae: AutoencoderKLWan, compiled: bool):
     """Functions from pixels to the posterior, and from latents to pixels, for a whole clip at once.
 
     The class itself works chunk by chunk, with a cache of features in between, and so needs little memory. All its
-    convolutions are causal, so one pass over the whole clip gives the same numbers (tested), with a fifth of the kernels.
+    convolutions are causal, so one pass over the whole clip gives the same numbers, with a fifth of the kernels.
     """
     patch = vae.config.patch_size
     encode, decode = vae.encoder, partial(vae.decoder, first_chunk=True)

@@ -19,7 +19,7 @@ DENOISERS = {"transformer": "high-noise expert", "transformer_2": "low-noise exp
 SIGMAS = {"transformer": (BOUNDARY, 1.0), "transformer_2": (0.0, BOUNDARY)}
 SHIFT = 3.0
 KIND = "Q4_0"  # blocks of 32 weights, which fit small matrices; the Python package can pack it
-PLAIN = ("patch_embedding", "proj_out", "time_embedder")  # stay in fp32, as in the published files
+PLAIN = ("patch_embedding", "proj_out", "time_embedder")  # matrices that stay unquantised
 VAE = dict(
     base_dim=16, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True],
     latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
@@ -55,8 +55,10 @@ def assemble(work: Path, folder: Path) -> None:
         expert = WanTransformer3DModel.from_pretrained(work / part, dtype=torch.float32)
         tensors = []
         for name, tensor in expert.named_parameters():
-            packs = tensor.dim() == 2 and name.endswith("weight") and not any(one in name for one in PLAIN)
-            kind = KIND if packs and tensor.shape[1] % 32 == 0 else "F32"
+            kind = "F32"
+            if name.endswith("weight") and tensor.dim() > 1:
+                plain = tensor.dim() > 2 or tensor.shape[1] % 32 or any(one in name for one in PLAIN)
+                kind = "F16" if plain else KIND
             tensors.append(quantized(original_name(name), tensor.detach().numpy(), kind))
         path = gguf_path(folder, part, KIND)
         path.parent.mkdir(parents=True, exist_ok=True)
