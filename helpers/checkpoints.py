@@ -34,18 +34,24 @@ def checkpoint(model_name: str, weights: str = "miniature") -> str:
     Args:
         model_name: A name in `helpers.models.MODELS`.
         weights: "miniature" for the bundled small checkpoint, "pretrained" for the published weights on the
-            Hub, or the path of a folder of your own in the diffusers layout.
+            Hub, "dummy" for random weights of the full size, written to a cache on first use (tens of GB, see
+            `helpers.dummies`), or the path of a folder of your own in the diffusers layout.
 
     Returns:
-        The absolute path of the miniature's folder, the Hub id, or the folder as it was given.
+        The absolute path of the miniature's or the dummy's folder, the Hub id, or the folder as it was given.
 
     Raises:
         ValueError: If there is no such model.
         CheckpointError: If `weights` is none of these, or if the folder is missing or not complete.
+        DummyError: If the disk has no room for a dummy.
     """
     entry = model(model_name)
     if weights == "pretrained":
         return entry.hub
+    if weights == "dummy":
+        from helpers.dummies import dummy_folder  # late, because it imports torch
+
+        return str(dummy_folder(entry.name))
     if weights == "miniature":
         if "miniature" not in entry.defaults:
             raise CheckpointError(f'there is no miniature of {entry.title}: use weights="pretrained".')
@@ -63,7 +69,7 @@ def checkpoint(model_name: str, weights: str = "miniature") -> str:
             raise CheckpointError(f"{weights!r} is no complete diffusers checkpoint: {missing} is missing.")
         return str(weights)
     raise CheckpointError(
-        f'no weights are called {weights!r}: give "miniature", "pretrained" or a diffusers folder.'
+        f'no weights are called {weights!r}: give "miniature", "pretrained", "dummy" or a diffusers folder.'
     )
 
 

@@ -113,7 +113,7 @@ def resolve(
 
     weights = _text(problems, "weights", weights)
     try:
-        if weights is not None:
+        if weights is not None and weights != "dummy":  # that one is written later, when it is needed
             checkpoint(entry.name, weights)
     except ValueError as error:
         problems.append(f"weights={weights!r}: {error}")

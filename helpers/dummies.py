@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from helpers.architecture import CONFIGS, DENOISERS, Architecture
-from helpers.checkpoints import MINIATURES
 from helpers.gguf_files import TensorFile, original_name, repeated, write_gguf
 from helpers.placement import tensor_bytes
 
+MINIATURES = CONFIGS.parent / "miniatures"
 CACHE = Path(os.environ.get("CLIP_LESSONS_CACHE", "~/.cache/clip-extension-lessons")).expanduser() / "dummy"
 SHARD = 5 * 10**9  # bytes of one safetensors file, as on the Hub
 BLOCK = 2**22  # random numbers that are written again and again

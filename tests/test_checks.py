@@ -102,7 +102,7 @@ def test_valid_parameters(given, changed):
         ({"negative_prompt": 7}, "negative_prompt=7: give a text in quotes, not int."),
         ({"clip": "gone.mp4"}, "clip='gone.mp4': gone.mp4 does not exist"),
         ({"clip": None}, "clip=None: give a text in quotes"),
-        ({"weights": "dummy"}, "weights='dummy': no weights are called 'dummy'"),
+        ({"weights": "dumy"}, "weights='dumy': no weights are called 'dumy'"),
         ({"weights": 1}, "weights=1: give a text in quotes, not int."),
         ({"out_dir": "mine.mp4"}, "out_dir='mine.mp4': cannot write to mine.mp4/ltx_video"),
         ({"out_dir": ""}, "out_dir='': give the path of a folder in quotes."),

@@ -10,6 +10,7 @@ import torch
 from data.make import measure_stages
 from helpers import dummies
 from helpers.architecture import Architecture
+from helpers.checkpoints import checkpoint
 from helpers.dummies import DummyError, dummy_folder
 from helpers.gguf_files import TensorFile, original_name, quantized, write_gguf
 from helpers.models import MODELS
@@ -180,3 +181,11 @@ def test_the_summary_names_every_miss():
     drawing = measure_stages.chart([row(), missed], "a GPU")
     assert drawing.count('transform="translate') == 5 + 3  # the points and the legend
     assert json.dumps(text)[1:20] in json.dumps(drawing)
+
+
+def test_the_lessons_word_for_it_is_refused_where_the_disk_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(dummies.dummy_folder, "__defaults__", (None, tmp_path, dummies.CONFIGS))
+    monkeypatch.setattr(dummies.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 10**9))
+    with pytest.raises(DummyError, match=r"wan22_i2v_a14b needs 2\d\.\d GB more .* has 1\.0 GB free"):
+        checkpoint("wan22_i2v_a14b", "dummy")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

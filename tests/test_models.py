@@ -117,7 +117,7 @@ def test_checkpoint_that_is_not_complete(tmp_path, monkeypatch):
     ("name", "weights", "message"),
     [
         ("ltx_video", "small", 'no weights are called \'small\': give "miniature", "pretrained"'),
-        ("ltx_video", "dummy", "no weights are called 'dummy'"),
+        ("ltx_video", "dumy", "no weights are called 'dumy'"),
         ("svd_xt", "miniature", "there is no miniature of Stable Video Diffusion XT"),
     ],
 )
