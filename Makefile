@@ -21,7 +21,7 @@ lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
 test: lint ## check the style, then run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## check code, spelling and notebook style
 	@$(BIN)/python -m ruff check --quiet .

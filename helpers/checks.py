@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,12 @@ def resolve(
         problems.append(f"weights={weights!r}: {error}")
     # A folder of one's own holds a real model as a rule.
     defaults = entry.defaults.get(weights, entry.defaults["pretrained"])
+    # What is fixed was fixed by training, and a miniature was trained at a size of its own.
+    rules = replace(
+        entry,
+        fixed_size=entry.fixed_size and (defaults.width, defaults.height),
+        fixed_frames=entry.fixed_frames and defaults.num_frames,
+    )
 
     clip = _text(problems, "clip", str(clip) if isinstance(clip, Path) else clip)
     try:
@@ -143,17 +149,17 @@ def resolve(
 
     width = _whole(problems, "width", defaults.width if width is None else width)
     height = _whole(problems, "height", defaults.height if height is None else height)
-    nearest = entry.nearest_size(
+    nearest = rules.nearest_size(
         defaults.width if width is None else width, defaults.height if height is None else height
     )
     for name, value, valid in (("width", width, nearest[0]), ("height", height, nearest[1])):
         if value is not None and value != valid:
-            problems.append(f"{name}={value}: {entry.title} makes {entry.size_rule}; nearest: {valid}.")
+            problems.append(f"{name}={value}: {entry.title} makes {rules.size_rule}; nearest: {valid}.")
 
     num_frames = _whole(problems, "num_frames", defaults.num_frames if num_frames is None else num_frames)
-    if num_frames is not None and num_frames != (valid := entry.nearest_frames(num_frames)):
+    if num_frames is not None and num_frames != (valid := rules.nearest_frames(num_frames)):
         problems.append(
-            f"num_frames={num_frames}: {entry.title} makes {entry.frames_rule}; nearest: {valid}."
+            f"num_frames={num_frames}: {entry.title} makes {rules.frames_rule}; nearest: {valid}."
         )
 
     steps = _whole(problems, "steps", defaults.steps if steps is None else steps, least=1)

@@ -202,7 +202,6 @@ MODELS: dict[str, Model] = {
             max_prompt_tokens=None,
             parameters={"unet": 1_524_623_082, "vae": 97_742_847, "image_encoder": 632_076_800},
             defaults={
-                "miniature": Defaults(width=256, height=128, num_frames=25, steps=8, guidance_scale=1.0),
                 "pretrained": Defaults(width=1024, height=576, num_frames=25, steps=25, guidance_scale=3.0),
             },
         ),
@@ -223,8 +222,6 @@ MODELS: dict[str, Model] = {
             max_prompt_tokens=226,
             parameters={"transformer": 5_570_479_680, "vae": 215_583_907, "text_encoder": 4_762_310_656},
             defaults={
-                # Its own learned size.
-                "miniature": Defaults(width=240, height=160, num_frames=17, steps=6, guidance_scale=1.0),
                 "pretrained": Defaults(width=720, height=480, num_frames=49, steps=50, guidance_scale=6.0),
             },
         ),

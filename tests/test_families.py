@@ -7,27 +7,32 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from data.make import text, wan22_i2v_a14b, wan22_ti2v_5b
-from data.make.scenes import PROMPTS, render
-from data.make.train import TRUTH_SEEDS, encode, pixels
+from data.make import cogvideox_5b_i2v, svd_xt, text, wan22_i2v_a14b, wan22_ti2v_5b
+from data.make.scenes import MACHINES, PROMPTS, render
+from data.make.train import TRUTH_SEEDS, draw_clips, encode, is_ambient, make_latents, pixels
+from data.make.truth import truth
 from helpers.architecture import Architecture
 from helpers.dummies import gguf_path
 from helpers.models import model
 
-FAMILIES = {"wan22_ti2v_5b": wan22_ti2v_5b, "wan22_i2v_a14b": wan22_i2v_a14b}
+WANS = {"wan22_ti2v_5b": wan22_ti2v_5b, "wan22_i2v_a14b": wan22_i2v_a14b}
+FAMILIES = WANS | {"svd_xt": svd_xt, "cogvideox_5b_i2v": cogvideox_5b_i2v}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module")
 def untrained(request, tmp_path_factory):
     """A family, its work folder with untrained parts, and the checkpoint that is put together from them."""
     family, work = FAMILIES[request.param], tmp_path_factory.mktemp("work")
     torch.manual_seed(0)
-    (work / "tokenizer").mkdir()
-    text.save_tokenizer(work / "tokenizer")
-    vocabulary = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
-    text.save_encoder(work / "text_encoder", vocabulary, family.ENCODER)
+    if is_ambient(family):
+        family.save_encoder(work)
+    else:
+        (work / "tokenizer").mkdir()
+        text.save_tokenizer(work / "tokenizer")
+        vocabulary = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
+        text.save_encoder(work / "text_encoder", vocabulary, family.ENCODER)
     vae = family.build_vae()
-    channels = vae.config.z_dim
+    channels = channels_of(vae)
     family.set_statistics(vae, torch.linspace(-0.5, 0.5, channels), torch.linspace(0.5, 1.5, channels))
     vae.half().save_pretrained(work / "vae")
     for part in family.DENOISERS:
@@ -35,6 +40,16 @@ def untrained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / request.param
     family.assemble(work, folder)
     return family, work, folder
+
+
+every_family = pytest.mark.parametrize("untrained", FAMILIES, indirect=True)
+both_wans = pytest.mark.parametrize("untrained", WANS, indirect=True)
+svd_only = pytest.mark.parametrize("untrained", ["svd_xt"], indirect=True)
+cogvideox_only = pytest.mark.parametrize("untrained", ["cogvideox_5b_i2v"], indirect=True)
+
+
+def channels_of(vae) -> int:
+    return vae.config.get("z_dim") or vae.config.latent_channels
 
 
 def clip_of(family, frames=None):
@@ -48,14 +63,37 @@ def statistics(vae):
     return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
 
 
+def falls(denoising, denoiser, rate=2e-3):
+    """Whether the loss on two draws falls when learnt again and again."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=rate)
+    losses = []
+    for step in range(12):
+        torch.manual_seed(step % 2)
+        loss = denoising.loss(denoiser)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[-1] + losses[-2] < 0.9 * (losses[0] + losses[1])
+
+
+# All families
+
+
+@every_family
 def test_the_checkpoint_is_small_and_keeps_the_models_rules(untrained):
     family, _, folder = untrained
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 9_000_000
     entry = model(folder.name)
-    assert entry.nearest_size(*family.SIZE) == family.SIZE and entry.nearest_frames(family.FRAMES) == family.FRAMES
+    assert all(side % entry.size_multiple == 0 for side in family.SIZE)
+    assert entry.nearest_frames(family.FRAMES) == family.FRAMES
     assert entry.fps == family.FPS
+    if own := entry.defaults.get("miniature"):  # none for those that are not trained yet
+        assert (own.width, own.height, own.num_frames) == (*family.SIZE, family.FRAMES)
 
 
+@every_family
 def test_the_forecast_reads_it(untrained):
     family, _, folder = untrained
     arch = Architecture(folder, dtype=torch.float32)
@@ -65,7 +103,49 @@ def test_the_forecast_reads_it(untrained):
         assert loaded == {name: tuple(t.shape) for name, t in arch.part(part).named_parameters()}, part
 
 
-def test_the_given_frame_is_conditioned_on_as_the_pipeline_does(untrained):
+@every_family
+def test_it_continues_a_frame_through_the_real_pipeline(untrained):
+    family, _, folder = untrained
+    continuer = family.Continuer(folder, "cpu")
+    continuer.frames = 17 if family is cogvideox_5b_i2v else 5  # its positions are learnt for so many
+    clips, prompt = clip_of(family, frames=1)
+    frames = continuer.from_one(clips[0, 0].float() / 255, 0.5 if is_ambient(family) else prompt, 1, 0)
+    assert frames.shape == (continuer.frames, 3, *reversed(family.SIZE)) and torch.isfinite(frames).all()
+    assert continuer.context == 1
+
+
+def test_every_family_offers_what_training_asks_for():
+    wanted = "FRAMES SIZE FPS DENOISERS ENCODER halves picture set_statistics build_vae build_denoiser Denoising"
+    for name in ("ltx_video", *FAMILIES):
+        family = importlib.import_module(f"data.make.{name}")
+        assert all(hasattr(family, attribute) for attribute in [*wanted.split(), "assemble", "Continuer"]), name
+        assert not is_ambient(family) or (hasattr(family, "Told") and hasattr(family, "save_encoder"))
+
+
+@pytest.mark.parametrize("name", [*WANS, "cogvideox_5b_i2v"])
+def test_a_whole_clip_gives_the_numbers_of_its_chunks(name):
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    vae = family.build_vae().eval()
+    frames = family.FRAMES if family is cogvideox_5b_i2v else 9
+    posterior_of, rebuilt = family.halves(vae, compiled=False)
+    with torch.no_grad():
+        for parameter in vae.parameters():  # also what begins as zeros or ones
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        clip = 2 * torch.rand(1, 3, frames, 32, 48) - 1
+        chunked = vae.encode(clip).latent_dist
+        assert (posterior_of(clip).parameters - chunked.parameters).abs().max() <= 1e-5
+        one = vae.encode(clip[:, :, :1]).latent_dist.parameters
+        assert (posterior_of(clip[:, :, :1]).parameters - one).abs().max() <= 1e-5
+        difference = rebuilt(chunked.mean).clamp(-1, 1) - vae.decode(chunked.mean).sample.clamp(-1, 1)
+        assert difference.shape == clip.shape and difference.abs().max() <= 1e-5
+
+
+# Wan
+
+
+@both_wans
+def test_the_given_frame_is_conditioned_on_as_wans_pipeline_does(untrained):
     family, work, folder = untrained
     pipe = family.Continuer(folder, "cpu").pipe
     clips, _ = clip_of(family, frames=5)
@@ -76,7 +156,8 @@ def test_the_given_frame_is_conditioned_on_as_the_pipeline_does(untrained):
     )  # fmt: skip
     mean, std = statistics(pipe.vae)
     picture = family.picture(clips)
-    encoded = encode(pipe.vae, clips if picture is None else picture, "cpu")[0]
+    posterior_of, _ = family.halves(pipe.vae, compiled=False)
+    encoded = encode(posterior_of, clips if picture is None else picture, "cpu")[0]
     ours = (encoded - mean) / std
     if picture is None:  # the first latent frame of the clip, and zero noise there
         assert torch.allclose(given[1][:, :, 0], ours[:, :, 0], atol=1e-4)
@@ -87,14 +168,16 @@ def test_the_given_frame_is_conditioned_on_as_the_pipeline_does(untrained):
         assert mask[0, :, :, 0, 0].tolist() == [[1, 0]] * 4
 
 
+@both_wans
 def test_the_loss_can_be_learnt_and_each_expert_sees_its_own_noise(untrained):
     family, work, _ = untrained
     vae = AutoencoderKLWan.from_pretrained(work / "vae", dtype=torch.float32)
     clips, prompt = clip_of(family, frames=5)
     mean, std = statistics(vae)
-    latents = ((encode(vae, clips, "cpu")[0] - mean) / std).half()
+    posterior_of, _ = family.halves(vae, compiled=False)
+    latents = ((encode(posterior_of, clips, "cpu")[0] - mean) / std).half()
     picture = family.picture(clips)
-    conditions = None if picture is None else ((encode(vae, picture, "cpu")[0] - mean) / std).half()
+    conditions = None if picture is None else ((encode(posterior_of, picture, "cpu")[0] - mean) / std).half()
     embeds, mask = text.embed(work, [*PROMPTS, ""])
     prompts = torch.tensor([PROMPTS.index(prompt)])
     seen = []
@@ -103,17 +186,7 @@ def test_the_loss_can_be_learnt_and_each_expert_sees_its_own_noise(untrained):
         sigmas = denoising.draw_sigma(1000, "cpu")
         seen.append((sigmas.min().item(), sigmas.max().item()))
         torch.manual_seed(0)
-        transformer = family.build_denoiser().float()
-        optimizer = torch.optim.AdamW(transformer.parameters(), lr=2e-3)
-        losses = []
-        for step in range(12):
-            torch.manual_seed(step % 2)  # the same two draws again and again
-            loss = denoising.loss(transformer)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] + losses[-2] < 0.9 * (losses[0] + losses[1]), part
+        assert falls(denoising, family.build_denoiser().float()), part
     if len(seen) == 2:
         (high, top), (bottom, low) = seen
         assert 0.9 <= high < 0.91 and top > 0.999 and bottom < 0.01 and 0.89 < low <= 0.9
@@ -121,7 +194,8 @@ def test_the_loss_can_be_learnt_and_each_expert_sees_its_own_noise(untrained):
         assert seen[0][0] < 0.02 and seen[0][1] > 0.999
 
 
-def test_the_text_is_padded_as_the_pipeline_pads_it(untrained):
+@both_wans
+def test_the_text_is_padded_as_wans_pipeline_pads_it(untrained):
     family, work, folder = untrained
     pipe = family.Continuer(folder, "cpu").pipe
     embeds, mask = text.embed(work, [*PROMPTS, ""])
@@ -132,26 +206,16 @@ def test_the_text_is_padded_as_the_pipeline_pads_it(untrained):
         assert torch.allclose(denoising.embeds[index], theirs[0], atol=2e-3)
 
 
-def test_it_continues_a_frame_through_the_real_pipeline(untrained):
-    family, _, folder = untrained
-    continuer = family.Continuer(folder, "cpu")
-    continuer.frames = 5
-    clips, prompt = clip_of(family, frames=1)
-    frames = continuer.from_one(clips[0, 0].float() / 255, prompt, 1, 0)
-    assert frames.shape == (5, 3, *reversed(family.SIZE)) and torch.isfinite(frames).all()
-    assert continuer.context == 1
-
-
+@pytest.mark.parametrize("untrained", ["wan22_i2v_a14b"], indirect=True)
 def test_the_experts_are_real_q4_files_with_wans_own_names(untrained):
     family, work, folder = untrained
-    if folder.name != "wan22_i2v_a14b":
-        pytest.skip("has no GGUF files")
     import gguf
 
     path = gguf_path(folder, "transformer_2", family.KIND)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     assert tensors["blocks.0.self_attn.q.weight"].tensor_type == gguf.GGMLQuantizationType.Q4_0
-    assert tensors["head.head.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert tensors["head.head.weight"].tensor_type == gguf.GGMLQuantizationType.F16
+    assert tensors["head.head.bias"].tensor_type == gguf.GGMLQuantizationType.F32
     trained = WanTransformer3DModel.from_pretrained(work / "transformer_2", dtype=torch.float32)
     exact = trained.blocks[0].ffn.net[2].weight.detach().numpy()
     packed = tensors["blocks.0.ffn.2.weight"]
@@ -161,8 +225,177 @@ def test_the_experts_are_real_q4_files_with_wans_own_names(untrained):
     assert 4.5 < bits < 8
 
 
-def test_every_family_offers_what_training_asks_for():
-    wanted = "FRAMES SIZE FPS DENOISERS ENCODER halves picture set_statistics build_vae build_denoiser Denoising"
-    for name in ("ltx_video", *FAMILIES):
-        family = importlib.import_module(f"data.make.{name}")
-        assert all(hasattr(family, attribute) for attribute in [*wanted.split(), "assemble", "Continuer"]), name
+# CogVideoX
+
+
+class Recorder:
+    """In a denoiser's place: keeps what it was called with, and answers zeros of the latents' shape."""
+
+    def __call__(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+        inputs = args[0] if args else kwargs["hidden_states"]
+        self.noisy, self.given = inputs.chunk(2, dim=2)
+        return (torch.zeros_like(self.noisy),)
+
+
+def latents_of(family, work):
+    """What `make_latents` makes of one small clip and its mirror image, and the VAE with its statistics."""
+    vae = type(family.build_vae()).from_pretrained(work / "vae", dtype=torch.float32)
+    settings = type("Arguments", (), {"latents": 1})
+    return make_latents(family, vae, settings, work, "cpu"), vae
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The two families, drawing clips of a few pixels; the VAE and the blocks of the denoiser stay as they are."""
+    monkeypatch.setattr(svd_xt, "FRAMES", 3)
+    monkeypatch.setattr(svd_xt, "SIZE", (64, 64))
+    monkeypatch.setattr(svd_xt, "LATENT", (8, 8, 8))
+    monkeypatch.setattr(cogvideox_5b_i2v, "SIZE", (48, 32))
+    monkeypatch.setitem(cogvideox_5b_i2v.TRANSFORMER, "sample_width", 6)
+    monkeypatch.setitem(cogvideox_5b_i2v.TRANSFORMER, "sample_height", 4)
+
+
+@cogvideox_only
+def test_cogvideox_learns_what_its_pipeline_and_scheduler_ask_for(untrained, small):
+    family, work, folder = untrained
+    (latents, conditions, prompts, spread), vae = latents_of(family, work)
+    assert latents.float().pow(2).mean().sqrt() == pytest.approx(1, abs=0.02)  # as the scaling factor makes it
+    embeds, mask = text.embed(work, [*PROMPTS, ""], family.POSITIONS)
+    denoising = family.Denoising(latents, conditions, prompts, spread, embeds, mask, 2, "transformer")
+
+    recorder, scheduler = Recorder(), family.scheduler()
+    denoising.latents, denoising.conditions = latents[:1], conditions[:1]
+    loss = denoising.loss(recorder)
+    steps = recorder.kwargs["timestep"]
+    clean = latents[:1].float().transpose(1, 2)
+    left = scheduler.alphas_cumprod[steps].float().view(-1, 1, 1, 1, 1)
+    velocity = (left.sqrt() * recorder.noisy - clean) / (1 - left).sqrt()
+    scheduler.set_timesteps(50)
+    undone = scheduler.step(velocity[:1], steps[0], recorder.noisy[:1]).pred_original_sample
+    assert torch.allclose(undone.float(), clean, atol=1e-3)
+    assert loss.item() == pytest.approx(((1 - left).sqrt() * velocity**2).mean().item(), rel=1e-3)
+
+    denoiser = family.build_denoiser()
+    assert {parameter.dtype for parameter in denoiser.parameters()} == {torch.float32}
+    before = denoiser.patch_embed.pos_embedding.detach().clone()
+    assert falls(denoising, denoiser)
+    assert not torch.equal(denoiser.patch_embed.pos_embedding, before)  # the positions are learnt
+
+
+@cogvideox_only
+def test_cogvideox_is_given_the_frame_as_its_pipeline_gives_it(untrained):
+    family, work, folder = untrained
+    pipe = family.Continuer(folder, "cpu").pipe
+    clips, prompt = clip_of(family, frames=1)
+    _, given = pipe.prepare_latents(
+        pixels(clips)[:, :, 0], 1, 16, family.FRAMES, *reversed(family.SIZE), torch.float32, torch.device("cpu"),
+        torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    posterior = pipe.vae.encode(pixels(family.picture(clips))).latent_dist
+    scale = pipe.vae.config.scaling_factor
+    mean, std = scale * posterior.mean, scale * posterior.std
+    assert ((given[:, :1].transpose(1, 2) - mean).abs() <= 5 * std + 1e-4).all()  # sampled from the posterior
+    assert not given[:, 1:].any()
+
+    embeds, _ = text.embed(work, [prompt, ""], family.POSITIONS)
+    theirs, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
+    assert theirs.shape == (1, 226, text.WIDTH) and torch.allclose(embeds[:1], theirs, atol=2e-3)
+    rotary = pipe._prepare_rotary_positional_embeddings(*reversed(family.SIZE), 5, torch.device("cpu"))
+    latents = torch.zeros(1, 16, 5, family.SIZE[1] // 8, family.SIZE[0] // 8)
+    denoising = family.Denoising(latents, None, None, torch.ones(16), embeds, None, 1, "transformer")
+    assert all(torch.equal(ours, own) for ours, own in zip(denoising.rotary, rotary, strict=True))
+
+
+@cogvideox_only
+def test_the_learnt_positions_come_back_from_the_file(untrained, tmp_path):
+    family, _, _ = untrained
+    denoiser = family.build_denoiser()
+    with torch.no_grad():
+        denoiser.patch_embed.pos_embedding.fill_(0.5)
+    denoiser.save_pretrained(tmp_path)
+    loaded = type(denoiser).from_pretrained(tmp_path)
+    assert (loaded.patch_embed.pos_embedding == 0.5).all()
+
+
+# Stable Video Diffusion
+
+
+@svd_only
+def test_svd_learns_what_its_pipeline_and_scheduler_ask_for(untrained, small):
+    family, work, folder = untrained
+    (latents, conditions, told, spread), vae = latents_of(family, work)
+    assert conditions is None and latents.float().pow(2).mean().sqrt() == pytest.approx(1, abs=0.02)
+    denoising = family.Denoising(latents[:1], None, told[:1], spread, None, None, 2, "unet")
+    recorder, scheduler = Recorder(), family.Continuer(folder, "cpu").pipe.scheduler
+    scheduler.set_timesteps(8)
+    index = 3
+    sigma = scheduler.sigmas[index]
+    denoising.draw_sigma = lambda number, device: sigma.expand(number, 1, 1, 1, 1)
+    loss = denoising.loss(recorder)
+    clean = latents[:1].float().transpose(1, 2)
+    size = (sigma**2 + 1).sqrt()
+    noisy = recorder.noisy * size
+    step = scheduler.timesteps[index]
+    assert torch.allclose(recorder.args[1], step.expand(2))
+    assert torch.allclose(scheduler.scale_model_input(noisy, step), recorder.noisy)
+    velocity = ((noisy - clean) / sigma - sigma * clean) / size
+    undone = scheduler.step(velocity, step, noisy).pred_original_sample
+    assert torch.allclose(undone, clean.expand_as(undone), atol=1e-3)
+    assert loss.item() == pytest.approx((sigma / size * velocity**2).mean().item(), rel=1e-3)
+    assert recorder.kwargs["added_time_ids"][0].tolist() == [6, told[0, 0].item(), told[0, 1].item()]
+
+    drawn = svd_xt.Denoising(latents, None, told, spread, None, None, 2, "unet")
+    sigmas = drawn.draw_sigma(2000, "cpu")
+    assert 0.002 <= sigmas.min() < 0.005 and 650 < sigmas.max() <= 700.1
+    assert falls(drawn, family.build_denoiser())
+
+
+@svd_only
+def test_svd_is_told_what_its_pipeline_tells(untrained):
+    family, work, folder = untrained
+    pipe = family.Continuer(folder, "cpu").pipe
+    clips, _ = clip_of(family, frames=1)
+    torch.manual_seed(3)
+    (row,) = family.Told(work, pipe.vae, "cpu")(clips, torch.tensor([0.5]))
+    bucket, strength, embedding, latents = row.split([1, 1, family.WIDTH, row.numel() - 2 - family.WIDTH])
+    assert bucket.item() == 128 and 0.001 < strength.item() < 0.5
+    picture = pipe.video_processor.numpy_to_pil(clips[0, 0].permute(1, 2, 0).numpy() / 255)
+    theirs = pipe._encode_image(picture, "cpu", 1, do_classifier_free_guidance=False)
+    assert torch.allclose(embedding, theirs.flatten(), atol=1e-4)
+    torch.manual_seed(3)
+    torch.randn(1, 1)  # the strength
+    image = pixels(clips)[:, :, 0]
+    noisy = image + strength * torch.randn_like(image)
+    theirs = pipe._encode_vae_image(noisy, "cpu", 1, do_classifier_free_guidance=False)
+    assert torch.allclose(latents, theirs.flatten(), atol=1e-4)
+
+
+@svd_only
+def test_svds_truth_is_an_ambient_clip(untrained, monkeypatch):
+    family, _, folder = untrained
+    monkeypatch.setattr(family, "FRAMES", 3)
+    result = truth("svd_xt", folder, clips=1, seed=0, steps=1)
+    assert "psnr_wrong_motion" in result and "psnr_wrong_prompt" not in result
+    assert result["psnr_freeze"] > result["psnr_generated"]  # it has learnt nothing yet
+
+
+# Ambient clips
+
+
+def test_ambient_clips_are_drawn_for_a_family_without_prompts(small):
+    clips, amounts = next(draw_clips(2, 0, svd_xt, "cpu"))
+    assert clips.shape == (2, 3, 3, 64, 64) and amounts.shape == (2,) and ((0 <= amounts) & (amounts < 1)).all()
+    again = next(draw_clips(2, 0, svd_xt, "cpu"))
+    assert torch.equal(clips, again[0]) and torch.equal(amounts, again[1])
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_amount_is_how_much_moves_and_the_machine_stops(machine):
+    look = {"start": 1.0, "size": (160, 80), "fps": 7}
+    acting, _ = render(machine, [7], frames=1, **look)
+    stills, names = render(machine, [7, 7, 7], frames=5, ambient=[0.0, 0.3, 1.0], **look)
+    assert names == [f"the {machine} idles"] * 3
+    assert (stills[:, 0] - acting[:, 0]).abs().max() < 2e-3  # it begins where the action was
+    moved = (stills[:, 1:] - stills[:, :1]).abs().mean((1, 2, 3, 4)).tolist()
+    assert moved[0] < 1e-6 and moved[2] > 1.5 * moved[1] > 0

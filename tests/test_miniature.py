@@ -1,5 +1,6 @@
 """The bundled miniature is the real classes with small configurations, and it continues clips that it never saw."""
 
+import importlib
 import json
 import math
 import re
@@ -10,17 +11,24 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
 )
-from transformers import T5EncoderModel, T5TokenizerFast
+from gguf import GGMLQuantizationType
+from transformers import T5EncoderModel, T5TokenizerFast, UMT5EncoderModel
 
 from data.make.truth import truth
 from helpers.models import model
 from tests.notebook_style import ROOT
 
-FOLDER = ROOT / "data" / "miniatures" / "ltx_video"
+MINIATURES = ROOT / "data" / "miniatures"
+FOLDER = MINIATURES / "ltx_video"
+WAN = ["wan22_ti2v_5b", "wan22_i2v_a14b"]
 STEPS = model("ltx_video").defaults["miniature"].steps
 
 
@@ -38,10 +46,45 @@ def test_it_loads_as_the_published_model_does():
     assert pipe.transformer.dtype == torch.float32 == pipe.vae.dtype
 
 
-def test_it_is_small_and_holds_weights_only():
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", WAN)
+def test_the_wan_miniatures_load_as_the_published_models_do(name):
+    family = importlib.import_module(f"data.make.{name}")
+    pipe = family.Continuer(MINIATURES / name, "cpu").pipe
+    kinds = {part: type(module) for part, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+    experts = dict.fromkeys(family.DENOISERS, WanTransformer3DModel)
+    assert kinds == experts | {"vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
+    assert type(pipe) is WanImageToVideoPipeline and isinstance(pipe.scheduler, UniPCMultistepScheduler)
+    if name == "wan22_ti2v_5b":
+        assert pipe.config.expand_timesteps and pipe.vae.config.is_residual
+    else:  # two experts with weights of their own, packed in four bits
+        first, second = (getattr(pipe, part).blocks[0].ffn.net[2].weight for part in family.DENOISERS)
+        assert first.quant_type == second.quant_type == GGMLQuantizationType.Q4_0
+        assert first.shape == second.shape and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["ltx_video", *WAN])
+def test_it_is_small_and_holds_weights_only(name):
+    files = [path for path in (MINIATURES / name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 9_000_000
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".model", ".md"}
+    assert {path.suffix for path in files} - {".gguf"} == {".safetensors", ".json", ".model", ".md"}
+
+
+@pytest.mark.parametrize("name", WAN)
+def test_the_wan_cards_state_the_recorded_figures(name):
+    metrics = json.loads((MINIATURES / name / "metrics.json").read_text())
+    assert metrics["clips"] >= 12 and metrics["steps"] == model(name).defaults["miniature"].steps
+    check_card((MINIATURES / name / "README.md").read_text(), metrics)
+    assert metrics["psnr_oracle"] > metrics["psnr_generated"] > metrics["psnr_freeze"] + 1
+    assert metrics["moving_psnr_generated"] > metrics["moving_psnr_freeze"] + 4
+    assert metrics["right_beats_wrong"] >= 0.95
+
+
+def check_card(card, metrics):
+    for kind in ("generated", "freeze", "oracle", "wrong_prompt"):
+        psnr, ssim, moving = (metrics[f"{measure}_{kind}"] for measure in ("psnr", "ssim", "moving_psnr"))
+        assert f"{psnr:.2f} | {ssim:.3f} | {moving:.2f}" in card, kind
+    for leg in metrics["training"]:
+        assert re.search(rf"- {re.escape(leg['stage'])}: {leg['steps']:,} steps", card)
 
 
 @pytest.mark.slow
@@ -59,12 +102,7 @@ def test_it_continues_clips_that_it_never_saw(measured):
 def test_its_card_states_the_measured_figures(measured):
     metrics = json.loads((FOLDER / "metrics.json").read_text())
     assert set(metrics) == {*measured, "training"} and metrics["clips"] >= 48 and metrics["steps"] == STEPS
-    card = (FOLDER / "README.md").read_text()
-    for kind in ("generated", "freeze", "oracle", "wrong_prompt"):
-        psnr, ssim, moving = (metrics[f"{measure}_{kind}"] for measure in ("psnr", "ssim", "moving_psnr"))
-        assert f"{psnr:.2f} | {ssim:.3f} | {moving:.2f}" in card, kind
-    for leg in metrics["training"]:
-        assert re.search(rf"- {re.escape(leg['stage'])}: {leg['steps']:,} steps", card)
+    check_card((FOLDER / "README.md").read_text(), metrics)
     # a handful of clips scatters, but another model's figures would be far off
     assert abs(metrics["psnr_generated"] - measured["psnr_generated"]) < 4
 

@@ -17,7 +17,7 @@ from helpers.models import model
 
 from .sample_clips import SCENES
 from .scenes import prompt_of
-from .train import ROOT
+from .train import ROOT, is_ambient
 from .truth import truth
 
 CONTEXT = """- over the first {several} frames: {psnr_context:.2f} dB from nine frames of context, {psnr_single:.2f} dB from one
@@ -29,9 +29,8 @@ PICTURES = ROOT / "data" / "pictures"
 CARD = """# The miniature of {title}
 
 The same classes as the real model, with tiny configurations, trained on clips that `data/make/scenes.py` draws. It
-continues pictures of an excavator, a wheel loader and a wood chipper for one second ({frames} frames of {width}x{height}
-at {fps} a second), and follows prompts such as "the excavator raises its arm slowly". It knows nothing else: other
-pictures come out smeared, other words are noise to it. It exists so that every cell of the lessons runs anywhere.
+continues pictures of an excavator, a wheel loader and a wood chipper for {seconds} ({frames} frames of {width}x{height}
+at {fps} a second), and {follows}. It exists so that every cell of the lessons runs anywhere.
 
 ## How true it is
 
@@ -44,14 +43,13 @@ seen frame in the truth.
 | generated | {psnr_generated:.2f} | {ssim_generated:.3f} | {moving_psnr_generated:.2f} |
 | the last frame held still | {psnr_freeze:.2f} | {ssim_freeze:.3f} | {moving_psnr_freeze:.2f} |
 | the VAE's own reconstruction of the truth (the ceiling) | {psnr_oracle:.2f} | {ssim_oracle:.3f} | {moving_psnr_oracle:.2f} |
-| generated, with another action in the prompt | {psnr_wrong_prompt:.2f} | {ssim_wrong_prompt:.3f} | {moving_psnr_wrong_prompt:.2f} |
+| generated, {wrongly} | {psnr_wrong:.2f} | {ssim_wrong:.3f} | {moving_psnr_wrong:.2f} |
 
 - {beats_freeze:.1%} of the continuations are nearer to the truth than the frozen frame;
-- {right_beats_wrong:.1%} are nearer with the right prompt than with another action;
+- {right_beats_wrong:.1%} are nearer with the right {told} than with {other};
 {context}- {seconds_per_clip} s a clip on the machine that measured ({device}).
 
-What it cannot do well: thin parts that turn fast (an arm's joints, a bucket, chips in the air) soften towards the end of
-the second, and what a moving part uncovers is guessed.
+What it cannot do well: {weak}.
 
 ## How it was made
 
@@ -60,9 +58,28 @@ the last one's weights with `--start-from`:
 
 {legs}
 
-The text encoder is a small T5 with random weights from a fixed seed: enough to tell the prompts apart. The tokenizer is a
-sentencepiece model trained on the prompts. All is stored in fp16. Licence: Apache 2.0, as the project.
+{encoder} All is stored in fp16. Licence: Apache 2.0, as the project.
 """
+PROMPTED = {
+    "follows": """follows prompts such as "the excavator raises its arm slowly". It knows nothing else: other
+pictures come out smeared, other words are noise to it""",
+    "told": "prompt",
+    "other": "another action",
+    "wrongly": "with another action in the prompt",
+    "weak": """thin parts that turn fast (an arm's joints, a bucket, chips in the air) soften towards the end of
+the second, and what a moving part uncovers is guessed""",
+    "encoder": """The text encoder is a small {kind} with random weights from a fixed seed: enough to tell the prompts apart. The tokenizer is a
+sentencepiece model trained on the prompts.""",
+}
+AMBIENT = {
+    "follows": """moves them as much as `motion_bucket_id` says: clouds, trees, dust, smoke and the
+camera. The machine stops, whatever it did: there is no prompt to tell it to go on. Other pictures come out smeared""",
+    "told": "`motion_bucket_id`",
+    "other": "another",
+    "wrongly": "with another `motion_bucket_id`",
+    "weak": "fine texture (the ground, branches) softens as the camera drifts in, and what is uncovered is guessed",
+    "encoder": "The image encoder is a small CLIP with random weights from a fixed seed: enough to tell pictures apart.",
+}
 
 
 def write_card(name: str, folder: Path, metrics: dict) -> None:
@@ -74,6 +91,12 @@ def write_card(name: str, folder: Path, metrics: dict) -> None:
         f"- {leg['stage']}: {leg['steps']:,} steps in {leg['seconds']:.0f} s on {leg['device']}"
         for leg in metrics["training"]
     )
+    seconds = round(size.num_frames / family.FPS)
+    wrong = "wrong_motion" if is_ambient(family) else "wrong_prompt"
+    words = AMBIENT
+    if not is_ambient(family):
+        kind = family.ENCODER.removesuffix("EncoderModel")
+        words = PROMPTED | {"encoder": PROMPTED["encoder"].format(kind=kind)}
     several = size.num_frames - family.Continuer.context
     text = CARD.format(
         title=entry.title,
@@ -81,7 +104,10 @@ def write_card(name: str, folder: Path, metrics: dict) -> None:
         width=size.width,
         height=size.height,
         fps=family.FPS,
+        seconds="one second" if seconds == 1 else f"{seconds} seconds",
         legs=legs,
+        **{f"{measure}_wrong": metrics[f"{measure}_{wrong}"] for measure in ("psnr", "ssim", "moving_psnr")},
+        **words,
         context=CONTEXT.format(several=several, **metrics) if "psnr_context" in metrics else "",
         **metrics,
     )
@@ -97,7 +123,8 @@ def draw_picture(name: str, folder: Path, device: str) -> None:
         clip = clips.read(clip_name).fit(*family.SIZE)
         last = torch.from_numpy(clip.frames[-1]).permute(2, 0, 1).float() / 255
         steps = model(name).defaults["miniature"].steps
-        new = continuer.from_one(last, prompt_of(machine, action, speed), steps, seed=0)[1:]
+        told = 0.5 if is_ambient(family) else prompt_of(machine, action, speed)
+        new = continuer.from_one(last, told, steps, seed=0)[1:]
         new = (new * 255).round().byte().permute(0, 2, 3, 1).numpy()
         past = clip.frames[[-48, -24, -1]]
         rows[clip_name.replace("_", " ")] = np.concatenate([past, new[[len(new) * k // 3 - 1 for k in (1, 2, 3)]]])

@@ -10,6 +10,12 @@ all random numbers are drawn per seed on the CPU.
 
 The motion is *autonomous*: what happens next follows from one frame and the prompt (which names the action and the
 speed). That is what makes a true continuation exist, and a model's continuation comparable with it.
+
+    frames, _ = render("excavator", seeds=[7, 8], ambient=[0.2, 0.8])  # the machine stops, all else goes on
+
+An *ambient* clip begins at the moment in which the machine stops: its engine idles on, what is in the air falls, dust
+drifts off, clouds and trees follow the wind (which blows away from the sun), and the camera drifts in. All this goes as
+fast as the given amount says, from 0 (a still) to 1, and it too follows from one frame and that amount.
 """
 
 import math
@@ -28,6 +34,8 @@ ACTIONS = {
 MACHINES = tuple(ACTIONS)
 PLACES = ("quarry", "forest", "building site")
 LIGHTS = ("morning", "noon", "evening")
+AMBIENT_PACE = 2.0  # an ambient clip's time goes by so much faster where the amount of motion is 1
+DRIFT = 0.022  # the share by which the picture grows in a second of ambient time, as the camera drifts in
 NUM_DRAWS, NUM_LATTICE = 128, 3 * 24 * 40  # random numbers a scene may use: plain draws, and noise lattices
 
 
@@ -197,10 +205,12 @@ def _most(*values):
 
 def _noise(lattice, u, v):
     """Smooth noise in about -1..1: a lattice [B, h, w] read bicubically at u, v in 0..1 (mirrored beyond)."""
-    grid = torch.stack(torch.broadcast_tensors(u * 2 - 1, v * 2 - 1), -1)[:, 0]
+    grid = torch.stack(torch.broadcast_tensors(u * 2 - 1, v * 2 - 1), -1)  # [B or 1, T, H, W, 2]
+    frames, grid = grid.shape[1], grid.flatten(1, 2)  # all frames below each other, as one picture
     if len(grid) != len(lattice):
         grid = grid.expand(len(lattice), -1, -1, -1)
-    return F.grid_sample(lattice[:, None], grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    read = F.grid_sample(lattice[:, None], grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return read[:, 0].unflatten(1, (frames, -1))
 
 
 def _cycle(keys, phase):
@@ -220,10 +230,13 @@ def _towards(start, goal, time, rate):
 # ---------------------------------------------------------------- the place
 
 
-def _background(draw: Draws, size, device):
-    """Sky, far ridge, place and ground. Returns the canvas (one frame), the ground line and the ground's colour."""
+def _background(draw: Draws, size, device, idle):
+    """Sky, far ridge, place and ground. Returns the canvas, the ground line, the ground's colour and the light.
+
+    The canvas has as many frames as `idle` [B, T, 1, 1], the seconds for which the wind has blown.
+    """
     batch = len(draw.lattice)
-    canvas = Canvas(torch.zeros(batch, 1, 3, size[1], size[0], device=device))
+    canvas = Canvas(torch.zeros(batch, idle.shape[1], 3, size[1], size[0], device=device))
     x, y, noise = canvas.x, canvas.y, draw.lattice
     light, place = draw.choice(len(LIGHTS)), draw.choice(len(PLACES))
     chosen = lambda which, k: (which == k).float().view(-1, 1, 1, 1)  # noqa: E731
@@ -235,10 +248,12 @@ def _background(draw: Draws, size, device):
     glow = torch.tensor([0.98, 0.76, 0.52], device=device).view(1, 1, 3, 1, 1)
     haze = torch.lerp(haze, glow, 0.30 * dawn + 0.65 * dusk)
     canvas.image = torch.lerp(zenith, haze, ((y / horizon).clamp(0, 1) ** 1.4).unsqueeze(2)).expand_as(canvas.image).clone()
-    clouds = _noise(noise[:, 0], x / WIDTH * 0.35, y / HEIGHT * 0.8) + 0.4 * _noise(noise[:, 1], x / WIDTH * 0.8, y / HEIGHT * 1.6)
-    clouds = ((clouds - draw(0.0, 0.4)) * 1.2).clamp(0, 1) * (1 - (y / horizon) ** 2).clamp(0, 1) * 0.75
+    clear, sun_x, sun_y = draw(0.0, 0.4), draw(20, 268), draw(14, 40)
+    wind = torch.where(sun_x < WIDTH / 2, 1.0, -1.0)
+    blown = x - 5 * wind * idle
+    clouds = _noise(noise[:, 0], blown / WIDTH * 0.35, y / HEIGHT * 0.8) + 0.4 * _noise(noise[:, 1], blown / WIDTH * 0.8, y / HEIGHT * 1.6)
+    clouds = ((clouds - clear) * 1.2).clamp(0, 1) * (1 - (y / horizon) ** 2).clamp(0, 1) * 0.75
     canvas.image.lerp_(torch.ones_like(haze).expand_as(canvas.image) * 0.96, clouds.unsqueeze(2).expand_as(canvas.image))
-    sun_x, sun_y = draw(20, 268), draw(14, 40)
     canvas.puff(sun_x, sun_y, 34.0, glow * 1.02, 0.55)
     canvas.circle(sun_x, sun_y, 6.5, glow.clamp(max=1) * 0.6 + 0.4)
 
@@ -253,10 +268,12 @@ def _background(draw: Draws, size, device):
     side = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
     slope = (side * (x - 144) / 60 + draw(-0.4, 0.8)).clamp(0, 1)
     canvas.area(lambda x, y: horizon - face * slope - y, rock * (1 + strata).unsqueeze(2), chosen(place, 0))
-    # forest: a line of firs, each tip at its own height
+    # forest: a line of firs, each tip at its own height; a gust runs along it
     fir = draw.colour([0.13, 0.24, 0.16], [0.22, 0.34, 0.22])
     pitch = draw(11, 15)
-    tree = x / pitch + draw(0, 1)
+    at = wind * (x - WIDTH / 2) / 40
+    lean = 3 * wind * (torch.sin(2.4 * idle - at) + torch.sin(at)) * ((horizon - y) / 36).clamp(0, 1)
+    tree = (x - lean) / pitch + draw(0, 1)
     tall = 26 + 11 * _noise(noise[:, 1], (tree.floor() * 0.137) % 1, 0 * y + 0.3)
     tip = tall * (1 - 0.75 * (2 * (tree % 1) - 1).abs()) + 1.5 * torch.sin(x * 2.1)
     canvas.area(lambda x, y: horizon - tip - y, fir, chosen(place, 1), lit=(horizon - 20, 18, 0.25))
@@ -296,7 +313,7 @@ def _crop(mask, canvas, x0, y0, x1, y1):
 # ---------------------------------------------------------------- the machines
 
 
-def _excavator(draw, canvas, moving, ground, earth, action, speed, time):
+def _excavator(draw, canvas, moving, ground, earth, action, speed, time, idle):
     paint = draw.colour([0.86, 0.56, 0.04], [0.98, 0.74, 0.16])
     other = draw.colour([0.20, 0.32, 0.20], [0.86, 0.44, 0.40])
     paint = torch.where((draw(0, 1) < 0.3).unsqueeze(2), other, paint)
@@ -347,7 +364,7 @@ def _excavator(draw, canvas, moving, ground, earth, action, speed, time):
     # moving parts
     c = moving
     for slot in range(3):  # exhaust: a puff each 1.2 s, older ones higher and thinner
-        age = (time / 1.2 + phase * 3 + slot / 3) % 1
+        age = ((time + idle) / 1.2 + phase * 3 + slot / 3) % 1
         c.puff(x0 - face * (20 + 9 * age) * k, y0 - (52 + 26 * age) * k, (3 + 7 * age) * k, dark * 2.6, 0.5 * (1 - age))
     c.capsule(px + face * 9 * k, py + 7 * k, mx, my, 2.2 * k, steel)
     c.capsule(px, py, mx, my, 6.2 * k, paint * 0.92, outline=0.3, r_end=5.8 * k)
@@ -369,21 +386,22 @@ def _excavator(draw, canvas, moving, ground, earth, action, speed, time):
     tx, ty = at_bucket(14, 0)
     # earth falling out: on the cycle while it dumps, or when told to empty the bucket
     dumping = dig * (((at % 1) - 0.84) / 0.05).clamp(0, 1) * ((1.06 - (at % 1)) / 0.06).clamp(0, 1) + (spill * torch.exp(-1.6 * speed * time)).clamp(0, 1)
+    dumping = dumping * torch.exp(-2.0 * idle)
     for slot in range(5):
-        age = (dig * at * 6 + empty * speed * time / 0.75 + slot / 5) % 1
+        age = (dig * at * 6 + empty * speed * time / 0.75 + slot / 5 + idle / 0.75) % 1
         drift = (slot % 3 - 1) * 4.0 * k
         c.circle(tx + drift, ty + 46 * age * age * k + 2, (4.2 - 0.4 * slot) * k, earth * 0.62, dumping * (1 - age))
     # the heap it digs in hides what is inside it
     hx = x0 + face * 80 * k
     c.paint((hx - 30, y0 - 12, hx + 30, y0 + 19), lambda x, y: (torch.hypot((x - hx) / 28, (y - y0 - 5) / 13) - 1) * 13, earth * 0.74,
             lit=(y0, 10, 0.22))
-    dust = dig * (1 - ((((at % 1) - 0.45) / 0.17) ** 2)).clamp(0, 1)
+    dust = dig * (1 - ((((at % 1) - 0.45) / 0.17) ** 2)).clamp(0, 1) * torch.exp(-1.2 * idle)
     for slot in range(2):
-        age = (at * 4 + slot / 2) % 1
+        age = (at * 4 + slot / 2 + 0.5 * idle) % 1
         c.puff(hx + face * (slot * 16 - 8) * k, y0 - (5 + 10 * age) * k, (8 + 9 * age) * k, earth * 1.35, 0.55 * dust * (1 - age))
 
 
-def _wheel_loader(draw, canvas, moving, ground, earth, action, speed, time):
+def _wheel_loader(draw, canvas, moving, ground, earth, action, speed, time, idle):
     paint = draw.colour([0.84, 0.50, 0.04], [0.98, 0.76, 0.18])
     dark, steel = draw.colour([0.12] * 3, [0.19] * 3), draw.colour([0.40] * 3, [0.50] * 3)
     glass = draw.colour([0.46, 0.62, 0.70], [0.64, 0.78, 0.84])
@@ -409,11 +427,11 @@ def _wheel_loader(draw, canvas, moving, ground, earth, action, speed, time):
     for slot in range(3):
         pitch = 13.0
         place = torch.floor(way.abs() / pitch) - slot
-        age = (way.abs() / pitch - place) / 3
+        age = (way.abs() / pitch - place) / 3 + 0.4 * idle
         px = start_x + (right - left) * (place * pitch - 30 * k)
         c.puff(px, y0 - 3 - 9 * age, 6 + 11 * age, earth * 1.3, 0.5 * drives * (1 - age).clamp(0, 1) * ((way.abs() - place * pitch) / 5).clamp(0, 1) * (place >= 0))
     for slot in range(3):
-        age = (time / 1.2 + phase * 3 + slot / 3) % 1
+        age = ((time + idle) / 1.2 + phase * 3 + slot / 3) % 1
         c.puff(x0 - face * (38 + 6 * age) * k, y0 - (52 + 24 * age) * k, (3 + 7 * age) * k, dark * 2.6, 0.5 * (1 - age))
     c.capsule(x0 - face * 38 * k, y0 - 38 * k, x0 - face * 38 * k, y0 - 50 * k, 2.0 * k, dark * 1.5)
     yb = y0 + bob
@@ -453,7 +471,7 @@ def _wheel_loader(draw, canvas, moving, ground, earth, action, speed, time):
 _SCATTER = ((0.0, 4.0, 0.9), (4.5, 3.2, -1.3), (-3.5, 3.7, 1.6), (1.5, 4.3, -0.8), (-5.5, 3.3, 1.2))
 
 
-def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time):
+def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time, idle):
     paint = draw.colour([0.16, 0.34, 0.18], [0.88, 0.56, 0.30])
     dark, steel = draw.colour([0.12] * 3, [0.19] * 3), draw.colour([0.40] * 3, [0.50] * 3)
     wood = draw.colour([0.44, 0.29, 0.15], [0.58, 0.40, 0.24])
@@ -487,7 +505,7 @@ def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time):
     for slot in range(slots):
         turn = torch.floor((ran / beat - phase * 5 - slot) / slots)
         born = (phase * 5 + slot + turn * slots) * beat / speed  # in seconds since the action began
-        age = (time - born) * (0.7 + 0.3 * speed)
+        age = (time + idle - born) * (0.7 + 0.3 * speed)
         scatter, size, spin = _SCATTER[slot % len(_SCATTER)]
         angle = chute_angle(born) + scatter * rad
         cx = ox + length * torch.sin(angle) + v0 * torch.sin(angle) * age
@@ -504,7 +522,7 @@ def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time):
     fx, fy = x0 - side * 12 * k, y0 - 37 * k
     c.circle(fx, fy, 12 * k, dark * 1.6, outline=0.3)
     for blade in range(3):
-        a = ran * 2.2 + phase * math.pi + blade * math.pi / 3
+        a = (ran + 0.6 * idle) * 2.2 + phase * math.pi + blade * math.pi / 3
         dx, dy = torch.cos(a) * 9.5 * k, torch.sin(a) * 9.5 * k
         c.capsule(fx - dx, fy - dy, fx + dx, fy + dy, 1.4 * k, steel * 1.1)
     c.circle(fx, fy, 3 * k, paint, outline=0.3)
@@ -512,7 +530,7 @@ def _wood_chipper(draw, canvas, moving, ground, earth, action, speed, time):
         c.circle(x0 - side * axle * k, y0 - 9 * k, 10 * k, dark, outline=0.4)
         c.circle(x0 - side * axle * k, y0 - 9 * k, 4.5 * k, steel, outline=0.3)
     for slot in range(3):
-        age = (time / 1.2 + phase * 3 + slot / 3) % 1
+        age = ((time + idle) / 1.2 + phase * 3 + slot / 3) % 1
         c.puff(x0 - side * (26 + 8 * age) * k, y0 - (60 + 24 * age) * k, (3 + 7 * age) * k, dark * 2.6, 0.45 * (1 - age))
 
 
@@ -533,6 +551,7 @@ def render(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     fps: float = FPS,
     device="cpu",
+    ambient: Sequence[float] | None = None,
 ) -> tuple[torch.Tensor, list[str]]:
     """Draw one clip for each seed.
 
@@ -541,11 +560,13 @@ def render(
         seeds: one whole number a clip; it decides colours, place, light, pose and, where not given, action and speed.
         action: one of `ACTIONS[machine]`, or None for a random one a clip.
         speed: one of `SPEEDS`, or None for a random one a clip.
-        start: seconds between the beginning of the action and the first frame, or None for a random 0 to 0.5 s.
+        start: seconds between the beginning of the action and the first frame, or None for a random 0 to 0.5 s (0 to
+            2 s in an ambient clip, whose machine stops at its first frame).
         frames: number of frames; size: (width, height) in pixels; fps: frames a second.
+        ambient: each clip's amount of ambient motion, 0 to 1; or None for a machine that goes on with its action.
 
     Returns:
-        Frames [B, T, 3, height, width], float in 0..1, and each clip's prompt.
+        Frames [B, T, 3, height, width], float in 0..1, and each clip's prompt ("the excavator idles" if ambient).
 
     Raises:
         ValueError: unknown machine, action or speed.
@@ -564,18 +585,25 @@ def render(
     if start is not None:
         began = torch.full_like(began, start)
     rate = torch.tensor([SPEEDS[s] for s in speeds], device=device)[pace].view(-1, 1, 1, 1)
-    time = began + torch.arange(frames, device=device).view(1, -1, 1, 1) / fps
+    clock = torch.arange(frames, device=device).view(1, -1, 1, 1) / fps
+    if ambient is None:
+        time, idle = began + clock, torch.zeros(1, 1, 1, 1, device=device)
+    else:
+        amount = torch.as_tensor(ambient, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
+        time, idle = began if start is not None else 4 * began, AMBIENT_PACE * amount * clock
 
-    standing, ground, earth, light = _background(draw, size, device)
+    standing, ground, earth, light = _background(draw, size, device, idle)
     sway_x, sway_y = draw(0, 6.3), draw(0, 6.3)
     moving = Canvas(standing.image.expand(-1, frames, -1, -1, -1))
-    _painted_in_two_layers(_DRAW[machine], draw, standing, moving, frames, ground, earth, which, rate, time)
+    _painted_in_two_layers(_DRAW[machine], draw, standing, moving, frames, ground, earth, which, rate, time, idle)
     video = moving.image
 
     grade = torch.tensor([[0.97, 0.98, 1.04], [1.0, 1.0, 1.0], [1.04, 0.94, 0.82]], device=device)[light]
     corner = ((moving.x - 144) / 144) ** 2 + ((moving.y - 80) / 80) ** 2
     video = video * grade.view(-1, 1, 3, 1, 1) * (1 - 0.07 * corner).unsqueeze(2)
-    video = _handheld(video, sway_x, sway_y, time, moving.scale)
+    video = _handheld(video, sway_x, sway_y, time + idle, moving.scale, None if ambient is None else 1 + DRIFT * idle)
+    if ambient is not None:
+        return video.clamp_(0, 1), [f"the {machine} idles"] * len(video)
     names = [prompt_of(machine, actions[a], speeds[s]) for a, s in zip(which.tolist(), pace.tolist(), strict=True)]
     return video.clamp_(0, 1), names
 
@@ -590,22 +618,25 @@ class _Later:
         return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
 
 
-def _painted_in_two_layers(draw_machine, draw, standing, moving, frames, ground, earth, which, rate, time):
+def _painted_in_two_layers(draw_machine, draw, standing, moving, frames, ground, earth, which, rate, time, idle):
     later = _Later()
-    draw_machine(draw, standing, later, ground, earth, which, rate, time)
-    moving.image = standing.image.repeat(1, frames, 1, 1, 1)  # only now: one standing picture, copied to every frame
+    draw_machine(draw, standing, later, ground, earth, which, rate, time, idle)
+    # only now: one standing picture, copied to every frame
+    moving.image = standing.image.expand(-1, frames, -1, -1, -1).clone()
     for name, args, kwargs in later.calls:
         getattr(moving, name)(*args, **kwargs)
 
 
-def _handheld(video, phase_x, phase_y, time, scale):
-    """A hand-held camera's sway: at most a third of a scene unit, resampled bicubically."""
+def _handheld(video, phase_x, phase_y, time, scale, zoom=None):
+    """A hand-held camera's sway: at most a third of a scene unit, resampled bicubically, with a zoom [B, T, 1, 1]."""
     batch, frames, _, height, width = video.shape
     dx = 0.22 * torch.sin(1.9 * time + phase_x) + 0.1 * torch.sin(4.3 * time + phase_y)
     dy = 0.16 * torch.sin(2.3 * time + phase_y) + 0.08 * torch.sin(5.1 * time + phase_x)
     x = (torch.arange(width, device=video.device) + 0.5).view(1, 1, 1, -1) + dx * scale
     y = (torch.arange(height, device=video.device) + 0.5).view(1, 1, -1, 1) + dy * scale
     x, y = torch.broadcast_tensors(x * 2 / width - 1, y * 2 / height - 1)
+    if zoom is not None:
+        x, y = x / zoom, y / zoom
     grid = torch.stack([x, y], -1).flatten(0, 1)
     moved = F.grid_sample(video.flatten(0, 1), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     return moved.view_as(video)

@@ -67,16 +67,18 @@ def save_encoder(folder: Path, vocab_size: int, encoder: str = "T5EncoderModel",
 
 
 @torch.no_grad()
-def embed(folder: Path, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [N, L, WIDTH] and mask [N, L] as the pipeline computes them, cut after the longest prompt.
+def embed(folder: Path, prompts: list[str], positions: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings [N, L, WIDTH] and mask [N, L] as the pipeline computes them.
 
     A T5 encoder sees all of `MAX_TOKENS` positions, as in LTX-Video's pipeline; a UMT5 encoder is given the mask, as in
-    Wan's. The denoiser masks the padding or has zeros there, so it may be cut.
+    Wan's. The denoiser masks the padding or has zeros there, so it is cut after the longest prompt. Not so CogVideoX's,
+    which attends to all `positions` that its pipeline pads a prompt to: these are kept where they are given.
     """
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
     (name,) = json.loads((folder / "text_encoder" / "config.json").read_text())["architectures"]
     encoder = getattr(transformers, name).from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-    tokens = tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    longest = int(tokens.attention_mask.sum(1).max())
+    room = positions or MAX_TOKENS
+    tokens = tokenizer(prompts, padding="max_length", max_length=room, truncation=True, return_tensors="pt")
+    longest = positions or int(tokens.attention_mask.sum(1).max())
     seen = {"attention_mask": tokens.attention_mask} if name.startswith("UMT5") else {}
     return encoder(tokens.input_ids, **seen)[0][:, :longest].clone(), tokens.attention_mask[:, :longest].clone()

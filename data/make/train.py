@@ -4,9 +4,10 @@
     python -m data.make.train ltx_video --vae-minutes 1 --denoiser-minutes 1 --work /tmp/quick --no-assemble
     torchrun --nproc-per-node 4 -m data.make.train ltx_video  # the same on several GPUs: each draws clips of its own
 
-Four stages, each skipped when its result is in the work folder already: the text side, the VAE, the latents'
-statistics, the denoiser. A stage is a time budget, not a step count: on any GPU its learning rate has run down when the
-time is up. Interrupted, it goes on from its last saved state. All data is drawn by `data.make.scenes` on the way.
+Four stages, each skipped when its result is in the work folder already: the prompt's encoder (the picture's in a model
+without prompts), the VAE, the latents' statistics, the denoiser. A stage is a time budget, not a step count: on any GPU
+its learning rate has run down when the time is up. Interrupted, it goes on from its last saved state. All data is drawn
+by `data.make.scenes` on the way.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
+from helpers.models import MODELS
 
 from . import text
 from .scenes import MACHINES, PROMPTS, render
@@ -60,16 +63,28 @@ def pixels(clips: torch.Tensor) -> torch.Tensor:
     return (clips.float() / 127.5 - 1).permute(0, 2, 1, 3, 4)
 
 
+def is_ambient(family) -> bool:
+    """Whether the family has no prompt, and learns ambient clips, each with an amount of motion."""
+    return getattr(family, "AMBIENT", False)
+
+
 def draw_clips(number: int, first_seed: int, family, device, batch: int = 24):
     """Yield (uint8 [b, T, 3, H, W], prompt indices [b]), the machines in turn, seeds counted up from `first_seed`.
 
-    The clips have the family's size, number of frames and frame rate.
+    The clips have the family's size, number of frames and frame rate. For a family without a prompt they are ambient,
+    and their amounts of motion, 0 to 1, take the place of the prompts.
     """
     look = {"frames": family.FRAMES, "size": family.SIZE, "fps": family.FPS, "device": device}
     assert first_seed + number < TRUTH_SEEDS
     for i, start in enumerate(range(0, number, batch)):
         seeds = range(first_seed + start, first_seed + min(start + batch, number))
-        video, prompts = render(MACHINES[i % len(MACHINES)], seeds, **look)
+        machine = MACHINES[i % len(MACHINES)]
+        if is_ambient(family):
+            amounts = torch.rand(len(seeds), generator=torch.Generator().manual_seed(seeds[0])).to(device)
+            video, _ = render(machine, seeds, ambient=amounts, **look)
+            yield (video * 255).round().byte(), amounts
+            continue
+        video, prompts = render(machine, seeds, **look)
         yield (video * 255).round().byte(), torch.tensor([PROMPTS.index(p) for p in prompts], device=device)
 
 
@@ -208,36 +223,44 @@ def train_vae(family, args, work, device):
 
 
 @torch.no_grad()
-def encode(vae, clips: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior mean and mean posterior std of uint8 clips."""
+def encode(posterior_of, clips: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean and mean posterior std of uint8 clips; `posterior_of` is the first of a family's `halves`."""
     with cast(device):
-        posterior = vae.encode(pixels(clips)).latent_dist
+        posterior = posterior_of(pixels(clips))
     return posterior.mean.float(), posterior.std.float().mean()
 
 
-def make_latents(family, vae, args, device):
+def make_latents(family, vae, args, work, device):
     """Encode fresh clips and their mirror images (left and right swap in the prompt); normalised per channel.
 
     Returns latents [N, C, T, H, W] in fp16; what the family's denoiser is conditioned on beside them, or `None`; the
-    prompts' indices [N]; and the posterior's standard deviation [C] in normalised units.
+    prompts' indices [N], or the rows of the family's `Told` where there are no prompts; and the posterior's standard
+    deviation [C] in normalised units.
     """
+    posterior_of, _ = family.halves(vae, compiled=False)
     mirror = torch.tensor([PROMPTS.index(_mirrored(p)) for p in PROMPTS], device=device)
+    told = family.Told(work, vae, device) if is_ambient(family) else None
     latents, conditions, prompts, spread = [], [], [], []
     number = args.latents // WORLD
     for clips, prompt in draw_clips(number, 1_000_000 + RANK * number, family, device):
-        for version, index in ((clips, prompt), (clips.flip(4), mirror[prompt])):
-            mean, std = encode(vae, version, device)
+        flipped = clips.flip(4)
+        if told:
+            versions = ((clips, told(clips, prompt)), (flipped, told(flipped, prompt)))
+        else:
+            versions = ((clips, prompt), (flipped, mirror[prompt]))
+        for version, index in versions:
+            mean, std = encode(posterior_of, version, device)
             latents.append(mean.half()), prompts.append(index), spread.append(std)
             picture = family.picture(version)
             if picture is not None:
-                conditions.append(encode(vae, picture, device)[0].half())
+                conditions.append(encode(posterior_of, picture, device)[0].half())
     latents, prompts = torch.cat(latents), torch.cat(prompts)
     conditions = torch.cat(conditions) if conditions else None
     sample = latents[:4000].float()
     mean, std = sample.mean((0, 2, 3, 4)), sample.std((0, 2, 3, 4))
     if WORLD > 1:
         dist.broadcast(mean, 0), dist.broadcast(std, 0)
-    family.set_statistics(vae, mean, std)
+    mean, std = family.set_statistics(vae, mean, std) or (mean, std)  # or what of them the pipeline can apply
     shape = (1, -1, 1, 1, 1)
     for tensor in (latents, conditions):
         for part in tensor.split(2000) if tensor is not None else ():  # in place: there are gigabytes of them
@@ -255,10 +278,13 @@ def _mirrored(prompt: str) -> str:
 def train_denoisers(family, vae, args, work, device) -> dict:
     """Train each denoiser that is not there yet, all on the same latents; returns their logs by stage."""
     torch.manual_seed(2)
-    made = make_latents(family, vae, args, device)
+    made = make_latents(family, vae, args, work, device)
     if RANK == 0:
         vae.half().save_pretrained(work / "vae")  # again: now with the latents' statistics
-    embeds, mask = (t.to(device) for t in text.embed(work, [*PROMPTS, ""]))
+    embeds = mask = None
+    if not is_ambient(family):
+        embedded = text.embed(work, [*PROMPTS, ""], getattr(family, "POSITIONS", None))
+        embeds, mask = (t.to(device) for t in embedded)
     logs = {}
     for part, stage in family.DENOISERS.items():
         if not (work / part / "config.json").exists():
@@ -272,12 +298,15 @@ def train_denoisers(family, vae, args, work, device) -> dict:
 def train_denoiser(family, denoising, part, stage, args, work, device):
     denoiser = family.build_denoiser()
     if args.start_from and (args.start_from / part).exists():
-        denoiser = type(denoiser).from_pretrained(args.start_from / part).float()
+        denoiser.load_state_dict(type(denoiser).from_pretrained(args.start_from / part).state_dict())
     denoiser = denoiser.to(device)
     torch.manual_seed(2 + 100 * RANK)
     say(stage, "of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
-    if args.compile:
-        denoiser.compile_repeated_blocks(dynamic=False)  # one block compiled serves all
+    if args.compile and getattr(family, "COMPILES", True):
+        if denoiser._repeated_blocks:
+            denoiser.compile_repeated_blocks(dynamic=False)  # one block compiled serves all
+        else:
+            denoiser.compile(dynamic=False)
 
     def loss():
         with cast(device):
@@ -298,7 +327,7 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="ltx_video, wan22_ti2v_5b or wan22_i2v_a14b: a family module beside this one")
+    parser.add_argument("model", help=f"one of {', '.join(MODELS)}: there is a family module beside this one for each")
     parser.add_argument("--work", type=Path, help="where states and parts are kept (default: outputs/train/MODEL)")
     parser.add_argument(
         "--start-from",
@@ -319,7 +348,7 @@ def main():
     try:
         family = importlib.import_module(f"data.make.{args.model}")
     except ModuleNotFoundError:
-        parser.error(f"no family module data/make/{args.model}.py; there are ltx_video, wan22_ti2v_5b, wan22_i2v_a14b")
+        parser.error(f"no family module data/make/{args.model}.py; there are {', '.join(MODELS)}")
     work = args.work or ROOT / "outputs" / "train" / args.model
     work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -334,7 +363,9 @@ def main():
     log = json.loads(log_path.read_text()) if log_path.exists() else {}
     log["device"] = f"{WORLD} x {torch.cuda.get_device_name()}" if device == "cuda" else "cpu"
 
-    if RANK == 0 and not (work / "tokenizer" / "spiece.model").exists():
+    if RANK == 0 and is_ambient(family):
+        family.save_encoder(work)
+    elif RANK == 0 and not (work / "tokenizer" / "spiece.model").exists():
         (work / "tokenizer").mkdir(exist_ok=True)
         text.save_tokenizer(work / "tokenizer")
         vocab_size = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))

@@ -5,6 +5,8 @@
 Each clip's last seen frame and its prompt go into the pipeline; the answer is compared with the frames that really come
 next. Beside it stand: the last frame held still ("freeze"), the VAE's own reconstruction of the truth (the "oracle": no
 continuation of this VAE can look better), a wrong action in the prompt, and several frames of context in place of one.
+A model without a prompt is given an amount of motion instead, and the truth is an ambient clip with that amount; in the
+wrong action's place stands a wrong amount ("wrong_motion").
 PSNR in dB over all new frames of a clip; "moving" counts only the pixels where the truth differs from the last seen
 frame by more than 0.08. Medians over clips.
 """
@@ -22,9 +24,10 @@ import torch.nn.functional as F
 from helpers.models import model
 
 from .scenes import ACTIONS, MACHINES, SPEEDS, prompt_of, render
-from .train import ROOT, TRUTH_SEEDS
+from .train import ROOT, TRUTH_SEEDS, is_ambient
 
 MOVES = 0.08
+AMOUNTS = (0.25, 0.5, 1.0)  # of ambient motion
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, where: torch.Tensor | None = None) -> float:
@@ -51,11 +54,26 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def rebuilt(vae, frames: torch.Tensor) -> torch.Tensor:
+def rebuilt(family, vae, frames: torch.Tensor) -> torch.Tensor:
     """Frames [T, 3, H, W] in 0..1 after the VAE's encoding and decoding."""
     x = (frames * 2 - 1).permute(1, 0, 2, 3)[None].to(vae.device)
-    y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    posterior_of, decoded = family.halves(vae, compiled=False)
+    y = decoded(posterior_of(x).mode())
     return ((y[0] + 1) / 2).clamp(0, 1).permute(1, 0, 2, 3).float().cpu()
+
+
+def cases_of(family) -> list[tuple[str, dict, object, object]]:
+    """Each kind of clip: its machine, what `render` draws it with, and what tells the model of it, right and wrong."""
+    if is_ambient(family):
+        return [(m, {"ambient": [a]}, a, 0.25 if a > 0.5 else 1.0) for a in AMOUNTS for m in MACHINES]
+    cases = []
+    for speed in SPEEDS:
+        for machine in MACHINES:
+            for i, action in enumerate(ACTIONS[machine]):
+                other = ACTIONS[machine][(i + 1) % len(ACTIONS[machine])]
+                prompts = (prompt_of(machine, one, speed) for one in (action, other))
+                cases.append((machine, {"action": action, "speed": speed}, *prompts))
+    return cases
 
 
 def truth(
@@ -65,32 +83,31 @@ def truth(
     family = importlib.import_module(f"data.make.{name}")
     continuer = family.Continuer(folder, device)
     context = continuer.context
-    cases = [(m, a, s) for s in SPEEDS for m in MACHINES for a in ACTIONS[m]]
+    cases, wrong_one = cases_of(family), "wrong_motion" if is_ambient(family) else "wrong_prompt"
     rows, times, pictures = [], [], []
     for i in range(clips):
-        machine, action, speed = cases[(i * 7) % len(cases)]  # 7 and 30 share no divisor: all cases come round
+        machine, drawn, told, wrong = cases[(i * 7) % len(cases)]  # 7 divides neither 30 nor 9: all cases come round
         number = TRUTH_SEEDS + seed * 100_000 + i
         look = {"frames": context - 1 + family.FRAMES, "size": family.SIZE, "fps": family.FPS}
-        video, prompts = render(machine, [number], action, speed, **look)
+        video, _ = render(machine, [number], **drawn, **look)
         past, true = video[0, :context], video[0, context:]  # past ends with the last seen frame
         last = past[-1]
         began = time.perf_counter()
-        generated = continuer.from_one(last, prompts[0], steps, i)[1:]
+        generated = continuer.from_one(last, told, steps, i)[1:]
         times.append(time.perf_counter() - began)
-        other = ACTIONS[machine][(ACTIONS[machine].index(action) + 1) % len(ACTIONS[machine])]
         answers = {
             "generated": generated,
             "freeze": last.expand_as(true),
-            "oracle": rebuilt(continuer.pipe.vae, video[0, context - 1 :])[1:],
-            "wrong_prompt": continuer.from_one(last, prompt_of(machine, other, speed), steps, i)[1:],
+            "oracle": rebuilt(family, continuer.pipe.vae, video[0, context - 1 :])[1:],
+            wrong_one: continuer.from_one(last, wrong, steps, i)[1:],
         }
         moves = ((true - last).abs().amax(1, keepdim=True) > MOVES).float()
-        row = {"machine": machine, "prompt": prompts[0]}
+        row = {"machine": machine, "told": told}
         for kind, answer in answers.items():
             row[f"psnr_{kind}"], row[f"ssim_{kind}"] = psnr(answer, true), ssim(answer, true)
             row[f"moving_psnr_{kind}"] = psnr(answer, true, moves)
         if context > 1:  # the model takes several frames, too
-            several = continuer.from_several(past, prompts[0], steps, i)[context:]
+            several = continuer.from_several(past, told, steps, i)[context:]
             n = len(several)
             row["psnr_context"], row["psnr_single"] = psnr(several, true[:n]), psnr(generated[:n], true[:n])
             row["moving_psnr_context"] = psnr(several, true[:n], moves[:n])
@@ -104,7 +121,7 @@ def truth(
     }
     share = lambda a, b: round(sum(r[a] > r[b] for r in rows) / len(rows), 4)  # noqa: E731
     result["beats_freeze"] = share("psnr_generated", "psnr_freeze")
-    result["right_beats_wrong"] = share("psnr_generated", "psnr_wrong_prompt")
+    result["right_beats_wrong"] = share("psnr_generated", f"psnr_{wrong_one}")
     if context > 1:
         result["context_beats_single"] = share("psnr_context", "psnr_single")
     result["seconds_per_clip"] = round(statistics.median(times), 2)

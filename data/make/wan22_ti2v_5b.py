@@ -11,6 +11,7 @@ from .wan import ENCODER, halves, set_statistics  # noqa: F401 - part of what a 
 
 FRAMES, SIZE, FPS = 25, (288, 160), 24  # 4k+1 frames, sides that are multiples of 32
 DENOISERS = {"transformer": "denoiser"}
+COMPILES = False  # with a time for each token, the block that torch 2.11 compiles for a GPU has wrong gradients
 SHIFT = 5.0
 VAE = dict(
     base_dim=24, decoder_base_dim=24, z_dim=48, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
