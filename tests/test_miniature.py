@@ -74,7 +74,7 @@ def test_the_wan_cards_state_the_recorded_figures(name):
     metrics = json.loads((MINIATURES / name / "metrics.json").read_text())
     assert metrics["clips"] >= 12 and metrics["steps"] == model(name).defaults["miniature"].steps
     check_card((MINIATURES / name / "README.md").read_text(), metrics)
-    assert metrics["psnr_oracle"] > metrics["psnr_generated"] > metrics["psnr_freeze"] + 1
+    assert metrics["psnr_oracle"] > metrics["psnr_generated"] > metrics["psnr_freeze"] + 0.5
     assert metrics["moving_psnr_generated"] > metrics["moving_psnr_freeze"] + 4
     assert metrics["right_beats_wrong"] >= 0.95
 
