@@ -206,8 +206,9 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed):
     folder, lesson = executed("03_wan22_i2v_a14b_gguf", "defaults"), "03_wan22_i2v_a14b_gguf"
     assert "largest difference to the library: 0.0" in printed(folder, lesson, "block")
     assert "failed, as forecast: KeyError: None" in printed(folder, lesson, "mode-sequential")
-    turns = [line.split(", ")[1] for line in printed(folder, lesson, "experts").splitlines() if line.startswith("call")]
-    assert turns == ["transformer"] * 2 + ["transformer_2"] * 2
+    plan = printed(folder, lesson, "experts").splitlines()
+    assert [line.split(": ")[1] for line in plan[1:]] == ["first expert"] * 2 + ["second expert"] * 2
+    assert "calls: transformer at 999, transformer_2 at 750" in printed(folder, lesson, "mode-model")
     fits, overflows = printed(folder, lesson, "overflow").splitlines()[1:]
     gib = [float(line.split(": ")[1].split(" ")[0]) for line in (fits, overflows)]
     assert gib[0] <= 12 < gib[1]
