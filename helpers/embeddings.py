@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from helpers.checkpoints import local_folder
+from helpers.clips import only_complete
 
 
 class Cache:
@@ -50,10 +51,10 @@ class Cache:
     def save(self, prompt: str, embeds: torch.Tensor) -> Path:
         """Keep the embeddings [tokens, channels] of a prompt. The file appears when it is whole."""
         path = self.path(prompt)
-        self.folder.mkdir(parents=True, exist_ok=True)
         metadata = {"encoder": self.encoder, "dtype": self.dtype, "prompt": prompt}
-        save_file({"embeds": embeds.detach().cpu().contiguous()}, part := path.with_suffix(".part"), metadata)
-        return part.replace(path)
+        with only_complete(path) as part:
+            save_file({"embeds": embeds.detach().cpu().contiguous()}, part, metadata)
+        return path
 
 
 def _identity(encoder: str, revision: str | None) -> str:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def check(path: str | Path, part: str, config: Mapping[str, Any]) -> Opened:
     title = reader.get_field("general.name")
     names = f"{path.name} {title.contents() if title else ''}".lower()
     wanted, other = ("high", "low") if part == "transformer" else ("low", "high")
-    if f"{other}noise" in names or f"{other}_noise" in names or f"{other}-noise" in names:
+    if re.search(f"{other}[-_]?noise", names):
         raise GGUFError(
             f"{part}: {path.name} is the expert of {other} noise, and here goes that of {wanted} noise: swap the files."
         )

@@ -1,6 +1,5 @@
 """The miniature of CogVideoX-5B I2V: positions that are learnt, and a VAE that normalises chunk by chunk."""
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ from torch.nn import GroupNorm
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text, wan
+from .vaes import forward_replaced
+from .vaes import scale_to_one as set_statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 17, (240, 160), 8  # two chunks of the VAE; the shape of the real model's 720x480
 DENOISERS = {"transformer": "denoiser"}
@@ -63,29 +64,18 @@ def halves(vae: AutoencoderKLCogVideoX, compiled: bool):
     if compiled:
         encode, decode = torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
 
+    @forward_replaced(GroupNorm, norm_of_chunks)
     def posterior_of(x):
-        with whole_clips():
-            return DiagonalGaussianDistribution(encode(x))
+        return DiagonalGaussianDistribution(encode(x))
 
-    def rebuilt(z):
-        with whole_clips():
-            return decode(z)
-
-    return posterior_of, rebuilt
-
-
-@contextmanager
-def whole_clips():
-    """Within it, group normalisation takes the features of a whole clip, and each of its two chunks for itself."""
-    plain, GroupNorm.forward = GroupNorm.forward, norm_of_chunks
-    try:
-        yield
-    finally:
-        GroupNorm.forward = plain
+    return posterior_of, forward_replaced(GroupNorm, norm_of_chunks)(decode)
 
 
 def norm_of_chunks(layer: GroupNorm, x: torch.Tensor) -> torch.Tensor:
-    """`GroupNorm.forward` for features [B, C, T, H, W] of one frame, or of 17 at any stage: 9 + 8, 5 + 4 or 3 + 2."""
+    """`GroupNorm.forward` on a whole clip, each of its two chunks for itself.
+
+    Takes features [B, C, T, H, W] of one frame, or of 17 at any stage: 9 + 8, 5 + 4 or 3 + 2.
+    """
     assert x.shape[2] in (1, 17, 9, 5), "clips of 17 frames, or single frames"
     chunks = x.split((x.shape[2] // 2 + 1, x.shape[2] // 2), dim=2) if x.shape[2] > 1 else (x,)
     normed = [torch.nn.functional.group_norm(c, layer.num_groups, layer.weight, layer.bias, layer.eps) for c in chunks]
@@ -95,13 +85,6 @@ def norm_of_chunks(layer: GroupNorm, x: torch.Tensor) -> torch.Tensor:
 def picture(clips: torch.Tensor) -> torch.Tensor:
     """The given frame alone, as the pipeline encodes it: the normalisation makes it unlike the clip's first latents."""
     return clips[:, :1]
-
-
-def set_statistics(vae, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pipeline only scales, all channels alike: returns the mean and std per channel that this comes to."""
-    size = float((mean**2 + std**2).mean().sqrt())
-    vae.register_to_config(scaling_factor=round(1 / size, 5))
-    return torch.zeros_like(mean), torch.full_like(std, 1 / vae.config.scaling_factor)
 
 
 class Denoising:
@@ -163,8 +146,7 @@ def assemble(work: Path, folder: Path) -> None:
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
     )
-    pipe.save_pretrained(folder)
-    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+    text.save_pipeline(pipe, work, folder)
 
 
 class Continuer(wan.Continuer):

@@ -149,8 +149,7 @@ def assemble(work: Path, folder: Path) -> None:
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
     )
-    pipe.save_pretrained(folder)
-    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+    text.save_pipeline(pipe, work, folder)
 
 
 class Continuer:

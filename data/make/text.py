@@ -6,6 +6,7 @@ what each one means. The classes, the files and the calls are those of the real 
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import sentencepiece
@@ -82,3 +83,9 @@ def embed(folder: Path, prompts: list[str], positions: int | None = None) -> tup
     longest = positions or int(tokens.attention_mask.sum(1).max())
     seen = {"attention_mask": tokens.attention_mask} if name.startswith("UMT5") else {}
     return encoder(tokens.input_ids, **seen)[0][:, :longest].clone(), tokens.attention_mask[:, :longest].clone()
+
+
+def save_pipeline(pipe, work: Path, folder: Path) -> None:
+    """Save a pipeline, and beside its fast tokenizer the sentencepiece model that this was made from."""
+    pipe.save_pretrained(folder)
+    shutil.copyfile(work / "tokenizer" / "spiece.model", folder / "tokenizer" / "spiece.model")

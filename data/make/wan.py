@@ -1,12 +1,13 @@
 """What both Wan2.2 miniatures share: the chunked VAE in training, the denoising loss, the pipeline at work."""
 
-from contextlib import contextmanager
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from .vaes import forward_replaced
 
 ENCODER = "UMT5EncoderModel"
 TOKENS = 512  # Wan's pipeline pads the prompt's embeddings with zeros to so many
@@ -31,30 +32,20 @@ def halves(vae: AutoencoderKLWan, compiled: bool):
     if compiled:
         encode, decode = torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
 
+    @forward_replaced(WanResample, resample_whole)
     def posterior_of(x):
-        with whole_clips():
-            return DiagonalGaussianDistribution(vae.quant_conv(encode(patchify(x, patch) if patch else x)))
+        return DiagonalGaussianDistribution(vae.quant_conv(encode(patchify(x, patch) if patch else x)))
 
+    @forward_replaced(WanResample, resample_whole)
     def rebuilt(z):
-        with whole_clips():
-            x = decode(vae.post_quant_conv(z))
+        x = decode(vae.post_quant_conv(z))
         return unpatchify(x, patch) if patch else x
 
     return posterior_of, rebuilt
 
 
-@contextmanager
-def whole_clips():
-    """Within it, the VAE's resampling layers take a whole clip: its first frame stands for itself, as in chunks."""
-    chunked, WanResample.forward = WanResample.forward, resample_whole
-    try:
-        yield
-    finally:
-        WanResample.forward = chunked
-
-
 def resample_whole(layer: WanResample, x: torch.Tensor, feat_cache=None, feat_idx=None) -> torch.Tensor:
-    """`WanResample.forward` for the features [B, C, T, H, W] of a whole clip."""
+    """`WanResample.forward` for the features [B, C, T, H, W] of a whole clip, whose first frame stands for itself."""
     if layer.mode == "upsample3d" and x.shape[2] > 1:
         pairs = layer.time_conv(x[:, :, 1:]).unflatten(1, (2, -1))  # [B, 2, C, T - 1, H, W]
         x = torch.cat([x[:, :, :1], pairs.movedim(1, 3).flatten(2, 3)], dim=2)
@@ -145,7 +136,3 @@ def transformer_config(**own) -> dict:
         patch_size=(1, 2, 2), text_dim=32, freq_dim=64, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
         image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=64,
     ) | own  # fmt: skip
-
-
-def build_denoiser(config: dict) -> WanTransformer3DModel:
-    return WanTransformer3DModel(**config)

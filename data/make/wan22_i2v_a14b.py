@@ -11,7 +11,7 @@ from helpers.architecture import GGUF_LAYOUT
 from helpers.dummies import gguf_path
 from helpers.gguf_files import original_name, quantized, write_gguf
 
-from . import wan
+from . import text, wan
 from .wan import BOUNDARY, ENCODER, halves, set_statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 17, (256, 144), 16  # 4k+1 frames, sides that are multiples of 16; the real model makes 16 a second
@@ -34,7 +34,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_denoiser() -> WanTransformer3DModel:
-    return wan.build_denoiser(TRANSFORMER)
+    return WanTransformer3DModel(**TRANSFORMER)
 
 
 def picture(clips: torch.Tensor) -> torch.Tensor:
@@ -70,13 +70,12 @@ def assemble(work: Path, folder: Path) -> None:
         text_encoder=UMT5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
     )  # fmt: skip
-    pipe.save_pretrained(folder)
+    text.save_pipeline(pipe, work, folder)
     index = json.loads((folder / "model_index.json").read_text())
     index |= {part: ["diffusers", "WanTransformer3DModel"] for part in DENOISERS}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     layout = {"type": KIND, "unquantized": list(PLAIN)}
     (folder / GGUF_LAYOUT).write_text(json.dumps(layout, indent=2) + "\n")
-    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
 
 
 def load(folder: Path) -> WanImageToVideoPipeline:

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
-from . import wan
+from . import text, wan
 from .wan import ENCODER, halves, set_statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 25, (288, 160), 24  # 4k+1 frames, sides that are multiples of 32
@@ -28,7 +28,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_denoiser() -> WanTransformer3DModel:
-    return wan.build_denoiser(TRANSFORMER)
+    return WanTransformer3DModel(**TRANSFORMER)
 
 
 def picture(clips: torch.Tensor) -> None:
@@ -50,8 +50,7 @@ def assemble(work: Path, folder: Path) -> None:
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
         expand_timesteps=True,
     )
-    pipe.save_pretrained(folder)
-    (folder / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+    text.save_pipeline(pipe, work, folder)
 
 
 class Continuer(wan.Continuer):

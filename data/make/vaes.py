@@ -1,0 +1,26 @@
+"""What the families' VAEs share: layers that take a whole clip at once, and statistics where a pipeline only scales."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def forward_replaced(layer: type[torch.nn.Module], forward: Callable) -> Iterator[None]:
+    """Within it, or within a function that it decorates, all layers of the class have another `forward`."""
+    usual, layer.forward = layer.forward, forward
+    try:
+        yield
+    finally:
+        layer.forward = usual
+
+
+def scale_to_one(vae, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`set_statistics` where the pipeline only scales, all channels alike.
+
+    Returns the mean and the standard deviation per channel [C] that this comes to.
+    """
+    size = float((mean**2 + std**2).mean().sqrt())
+    vae.register_to_config(scaling_factor=round(1 / size, 5))
+    return torch.zeros_like(mean), torch.full_like(std, 1 / vae.config.scaling_factor)
