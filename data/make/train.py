@@ -207,13 +207,16 @@ def train_vae(family, args, work, device):
             posterior = posterior_of(x)
             y = rebuilt(posterior.sample())
         error = y.float() - x
+        # where a pipeline only scales latents (`vaes.scale_to_one`), their channels had better lie around zero
+        centre = posterior.mean.float().mean((0, 2, 3, 4)).square().mean()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         moves = ((x - x.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.08).float()
         weight = 1 + 4 * moves
         weight = weight / weight.mean()
         edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
         unlike = 1 - ssim_in_blocks(y.float(), x)
-        return (weight * error.abs()).mean() + 0.5 * edges + 5 * (weight * error**2).mean() + 0.1 * unlike + 3e-4 * kl
+        exact = (weight * error.abs()).mean() + 0.5 * edges + 5 * (weight * error**2).mean()
+        return exact + 0.1 * unlike + 3e-4 * kl + 0.03 * centre
 
     vae, log = fit("vae", vae, loss, args.vae_minutes, work, lr=args.vae_lr, warmup=100, ema_decay=0.998, device=device)
     vae = vae.to(memory_format=torch.contiguous_format)
