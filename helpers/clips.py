@@ -8,7 +8,8 @@
     write("continued.mp4", longer, audio_from=clip)
 
 Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB. The program ffmpeg decodes and encodes; it
-comes with the package imageio-ffmpeg. `seam` and `psnr`, which judge a join, are those of `helpers.seams`.
+comes with the package imageio-ffmpeg. `seam` and `psnr`, which judge a join, are those of `helpers.seams`; `fit` and
+`unfit` those of `helpers.fitting`; `resample` that of `helpers.resampling`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from helpers import reading
+from helpers.fitting import fit, unfit
 from helpers.reading import CLIPS, CONTINUES, ClipError, bundled, ffmpeg_path, find, run
+from helpers.resampling import resample
 from helpers.seams import Seam, psnr, seam
 
 __all__ = [
     "CLIPS", "Clip", "ClipError", "Seam", "bundled", "continuation_truth", "ffmpeg_path", "find", "fit",
-    "only_complete", "psnr", "read", "seam", "stitch", "write",
+    "only_complete", "psnr", "read", "resample", "seam", "stitch", "unfit", "write",
 ]  # fmt: skip
 
 
@@ -97,9 +99,9 @@ class Clip:
             self, frames=self.frames[index], fps=self.fps / step, start=self.start + first / self.fps
         )
 
-    def fit(self, width: int, height: int) -> Clip:
-        """Returns the same clip at another size, see `fit`."""
-        return replace(self, frames=fit(self.frames, width, height))
+    def fit(self, width: int, height: int, how: str = "crop") -> Clip:
+        """Returns the same clip at another size, see `helpers.fitting.fit`."""
+        return replace(self, frames=fit(self.frames, width, height, how))
 
     def __repr__(self) -> str:
         frames = "1 frame" if len(self) == 1 else f"{len(self)} frames"
@@ -149,56 +151,35 @@ def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:
     return read(path, max_seconds=max_seconds, from_start=True) if path.is_file() else None
 
 
-# Sizes
-
-
-def fit(frames: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Scales frames until they cover a size, and cuts what stands out, half of it on each side.
-
-    A wider shape loses its left and right edges, a taller one its top and bottom; nothing is squeezed and no
-    bars are added. Lanczos filtering over the whole source area avoids aliasing. Frames that have the size
-    already are returned as they are.
-
-    Args:
-        frames: `np.uint8` [T, H, W, 3].
-        width, height: The size to return, in pixels.
-
-    Returns:
-        `np.uint8` [T, height, width, 3].
-    """
-    source_height, source_width = frames.shape[1:3]
-    if (source_width, source_height) == (width, height):
-        return frames
-    scale = max(width / source_width, height / source_height)
-    left = max(0.0, (source_width - width / scale) / 2)
-    top = max(0.0, (source_height - height / scale) / 2)
-    box = (left, top, source_width - left, source_height - top)
-    fitted = np.empty((len(frames), height, width, 3), np.uint8)
-    for target, frame in zip(fitted, frames, strict=True):
-        target[:] = np.asarray(
-            Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=box)
-        )
-    return fitted
-
-
 # Joining and writing
 
 
 def stitch(
-    clip: Clip, continuation: np.ndarray, *, fps: float | None = None, context: int = 1, enlarge: int = 1
+    clip: Clip,
+    continuation: np.ndarray,
+    *,
+    fps: float | None = None,
+    context: int = 1,
+    resampled: str = "nearest",
+    enlarge: int = 1,
+    fitted_from: Clip | None = None,
+    fitted: str = "crop",
 ) -> Clip:
     """Joins a clip and the frames that continue it.
 
-    The result keeps the clip's frame rate, and both halves keep their own speed: where the continuation has
-    another frame rate, each output frame shows the continuation's frame that is on screen at its middle, so
-    frames are repeated or left out and the length in seconds stays true.
+    The result keeps the clip's frame rate, and both halves keep their own speed: a continuation with another frame rate
+    is shown at the clip's, and its length in seconds stays true. Both halves go through the same filters, so that they
+    look alike.
 
     Args:
         clip: The clip, at the continuation's size (`Clip.fit`).
         continuation: `np.uint8` [T, H, W, 3], as the model made it.
         fps: Its frame rate, in frames per second; the clip's by default.
         context: How many of its first frames repeat the clip's last ones; these are dropped.
-        enlarge: Whole factor by which both halves are enlarged with the same filter, so that they look alike.
+        resampled: How it gets the clip's frame rate, one of `helpers.resampling.WAYS`.
+        enlarge: Whole factor by which both halves are enlarged.
+        fitted_from: The clip before it was fitted: the fit is undone and the result has its size (`unfit`).
+        fitted: How it was fitted, one of `helpers.fitting.FITS`.
 
     Raises:
         ClipError: If the sizes differ, or if nothing is left of the continuation.
@@ -215,11 +196,16 @@ def stitch(
         )
     if not isinstance(enlarge, int) or enlarge < 1:
         raise ClipError(f"enlarge={enlarge}: give a whole number, at least 1.")
-    new = new[context:]
-    middles = (np.arange(max(1, round(new.seconds * clip.fps))) + 0.5) / clip.fps
-    on_screen = np.minimum((middles * new.fps).astype(int), len(new) - 1)
-    frames = np.concatenate([clip.frames, new.frames[on_screen]])
-    frames = fit(frames, clip.width * enlarge, clip.height * enlarge)
+    if enlarge > 1 and fitted_from is not None:
+        raise ClipError(f"enlarge={enlarge} and fitted_from: each of them says how large the result is; give one.")
+    last = clip.frames[-1]
+    frames = resample(continuation[context:], last, fps=new.fps, to_fps=clip.fps, how=resampled)
+    if fitted_from is None:
+        frames = np.concatenate([clip.frames, frames])
+        frames = fit(frames, clip.width * enlarge, clip.height * enlarge)
+    else:
+        around = fitted_from.frames
+        frames = np.concatenate([unfit(clip.frames, around, fitted), unfit(frames, around[-1:], fitted)])
     return Clip(frames, clip.fps, name=f"{clip.name}, continued")
 
 

@@ -1,0 +1,109 @@
+"""Fit frames of any shape to a model's size, and put them back.
+
+    from helpers.fitting import fit, unfit
+
+    small = fit(frames, 240, 160, how="pad")         # what the model is given
+    large = unfit(new_frames, frames[-1:], how="pad")  # what it made, at the clip's own size
+
+Nothing is ever squeezed. Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+FITS = ("crop", "pad")
+
+
+def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.ndarray:
+    """Scales frames to a size of another shape.
+
+    "crop" scales them until they cover it and cuts what stands out, half of it on each side: a wider shape loses its
+    left and right edges, a taller one its top and bottom. "pad" scales them until they lie within it and repeats their
+    outermost pixels around them: the model sees all, and fewer pixels of it. Lanczos filtering over the whole source
+    area avoids aliasing. Frames that have the size already are returned as they are.
+
+    Args:
+        frames: `np.uint8` [T, H, W, 3].
+        width, height: The size to return, in pixels.
+        how: One of `FITS`.
+
+    Returns:
+        `np.uint8` [T, height, width, 3].
+
+    Raises:
+        ValueError: If `how` is neither.
+    """
+    check_fit(how)
+    source_height, source_width = frames.shape[1:3]
+    if (source_width, source_height) == (width, height):
+        return frames
+    if how == "crop":
+        return _resized(frames, width, height, _covering_box(source_width, source_height, width, height))
+    left, top, right, bottom = _inner_box(source_width, source_height, width, height)
+    inner = _resized(frames, right - left, bottom - top)
+    return np.pad(inner, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)), mode="edge")
+
+
+def unfit(frames: np.ndarray, around: np.ndarray, how: str = "crop") -> np.ndarray:
+    """Undoes `fit`: frames of a model's size come back to the size of the clip that they continue.
+
+    What "pad" added is cut off. What "crop" cut off comes back from `around`, a still border at the sharpness of the
+    rest: nobody has made its continuation.
+
+    Args:
+        frames: `np.uint8` [T, h, w, 3], of the size that `fit` gave.
+        around: `np.uint8` [T or 1, H, W, 3], the clip's own frames, or its last one.
+        how: As it was given to `fit`.
+
+    Returns:
+        `np.uint8` [T, H, W, 3].
+
+    Raises:
+        ValueError: If `how` is neither.
+    """
+    check_fit(how)
+    small_height, small_width = frames.shape[1:3]
+    height, width = around.shape[1:3]
+    if (small_width, small_height) == (width, height):
+        return frames
+    if how == "pad":
+        left, top, right, bottom = _inner_box(width, height, small_width, small_height)
+        return _resized(frames[:, top:bottom, left:right], width, height)
+    # The border passes through the model's scale, too, so that it is no sharper than the picture within.
+    scale = max(small_width / width, small_height / height)
+    whole = _resized(around, max(small_width, round(width * scale)), max(small_height, round(height * scale)))
+    whole = np.repeat(whole, len(frames) // len(whole), axis=0)
+    top, left = ((whole.shape[1] - small_height) // 2, (whole.shape[2] - small_width) // 2)
+    whole[:, top : top + small_height, left : left + small_width] = frames
+    return _resized(whole, width, height)
+
+
+def check_fit(how: str) -> None:
+    """Raises a ValueError if there is no such way to fit."""
+    if how not in FITS:
+        raise ValueError(f"fit={how!r}: there are {' and '.join(FITS)}.")
+
+
+def _covering_box(source_width: int, source_height: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """The part of the source that has the target's shape and lies in its middle."""
+    scale = max(width / source_width, height / source_height)
+    left = max(0.0, (source_width - width / scale) / 2)
+    top = max(0.0, (source_height - height / scale) / 2)
+    return left, top, source_width - left, source_height - top
+
+
+def _inner_box(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """The part of the target that the whole source takes, in its middle."""
+    scale = min(width / source_width, height / source_height)
+    inner_width, inner_height = max(1, round(source_width * scale)), max(1, round(source_height * scale))
+    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    return left, top, left + inner_width, top + inner_height
+
+
+def _resized(frames: np.ndarray, width: int, height: int, box: tuple | None = None) -> np.ndarray:
+    resized = np.empty((len(frames), height, width, 3), np.uint8)
+    for target, frame in zip(resized, frames, strict=True):
+        target[:] = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return resized

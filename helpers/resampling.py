@@ -1,0 +1,75 @@
+"""Give new frames the frame rate of the clip that they continue, their seconds kept true.
+
+    from helpers.resampling import resample
+
+    resample(new_frames, past.frames[-1], fps=7, to_fps=24, how="motion")
+
+Lessons 04 and 05 introduce it: their models make 7 and 8 frames a second. Frames are `np.uint8` arrays of shape
+[T, height, width, 3], RGB.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import numpy as np
+
+from helpers.reading import ClipError, ffmpeg_path
+
+WAYS = ("nearest", "blend", "motion")
+# Overlapped blocks whose motion is estimated both ways and refined at edges: the best that ffmpeg's filter offers. It
+# shall not look for cuts: a clip that is continued has none.
+MOTION = "mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1:scd=none"
+
+
+def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float, how: str = "nearest") -> np.ndarray:
+    """Shows new frames at another frame rate.
+
+    "nearest" repeats and leaves out: each output frame shows the frame that is on screen at its middle. It invents
+    nothing, and moves in jerks. "blend" mixes the two frames between which an output frame lies, which doubles the
+    edges of what moves. "motion" moves blocks of pixels along their way (ffmpeg's filter `minterpolate`); where it
+    guesses wrongly, pictures tear. The last two begin at the clip's last frame.
+
+    Args:
+        frames: `np.uint8` [T, H, W, 3], the new frames alone, without any that repeats the clip.
+        last: `np.uint8` [H, W, 3], the clip's last frame, at their size.
+        fps, to_fps: Their frame rate and the clip's, in frames per second.
+        how: One of `WAYS`.
+
+    Returns:
+        `np.uint8` [round(T * to_fps / fps), H, W, 3], at least one; `frames` themselves if the rates are equal.
+
+    Raises:
+        ClipError: If there is no such way, or if ffmpeg fails.
+    """
+    if how not in WAYS:
+        raise ClipError(f"resample={how!r}: there are {', '.join(WAYS)}.")
+    if fps == to_fps:
+        return frames
+    number = max(1, round(len(frames) * to_fps / fps))
+    if how == "nearest":
+        middles = (np.arange(number) + 0.5) * fps / to_fps
+        return frames[np.minimum(middles.astype(int), len(frames) - 1)]
+    path = np.concatenate([last[None], frames])
+    if how == "motion":
+        return _along_motion(path, fps, to_fps)[1 : number + 1]
+    at = np.minimum(np.arange(1, number + 1) * fps / to_fps, len(frames))
+    before = np.minimum(at.astype(int), len(frames) - 1)
+    share = (at - before)[:, None, None, None]
+    return np.stack([  # frame by frame, because floats take four times the room
+        (path[b] * (1 - s) + path[b + 1] * s).round().astype(np.uint8) for b, s in zip(before, share, strict=True)
+    ])  # fmt: skip
+
+
+def _along_motion(path: np.ndarray, fps: float, to_fps: float) -> np.ndarray:
+    """All frames at the new rate, the first one included."""
+    # The filter needs frames beyond the last one that it shall reach.
+    path = np.concatenate([path, np.repeat(path[-1:], 3, axis=0)])
+    height, width = path.shape[1:3]
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command = [ffmpeg_path(), "-v", "error", *raw, "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+    command += ["-vf", f"minterpolate=fps={to_fps}:{MOTION}", *raw, "-"]
+    done = subprocess.run(command, input=path.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        raise ClipError(f"ffmpeg cannot interpolate these frames: {done.stderr.decode(errors='replace').strip()}")
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
