@@ -122,3 +122,8 @@ def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "transformer" / "config.json").unlink()  # the denoiser's state is still there
     more = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "denoiser goes on at step" in more.stdout and "for the VAE of" not in more.stdout
+
+
+def test_no_miniature_says_where_it_was_made():
+    for path in MINIATURES.glob("*/*/config.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path

@@ -328,6 +328,14 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
     )
 
 
+def forget_origins(folder: Path) -> None:
+    """Take out of a pipeline's config files where its parts were loaded from: a folder of this machine."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help=f"one of {', '.join(MODELS)}: there is a family module beside this one for each")
@@ -387,8 +395,10 @@ def main():
             log_path.write_text(json.dumps(log))
     wait()
     if args.assemble and RANK == 0:
-        family.assemble(work, ROOT / "data" / "miniatures" / args.model)
-        say("assembled", ROOT / "data" / "miniatures" / args.model)
+        folder = ROOT / "data" / "miniatures" / args.model
+        family.assemble(work, folder)
+        forget_origins(folder)
+        say("assembled", folder)
     if WORLD > 1:
         dist.destroy_process_group()
 
