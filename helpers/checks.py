@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,14 @@ def resolve(
     vram_budget_gb: float | None,
     ram_budget_gb: float | None,
     out_dir: str | Path,
+    ignore_prompt: bool = False,
 ) -> Settings:
     """Checks all parameters of a lesson and fills in the model's defaults for those that are `None`.
 
     Whole numbers may come as floats (25.0), as some programs pass them; text is never read as a number.
 
-    Args: see `Settings`; `out_dir` is the folder in which the model's own folder is created.
+    Args: see `Settings`; `out_dir` is the folder in which the model's own folder is created. A model that takes no
+    prompt refuses one, unless `ignore_prompt` says to go on without it.
 
     Raises:
         ValueError: If there is no such model.
@@ -139,6 +142,14 @@ def resolve(
             "prompt is empty: describe what should happen next, for example "
             '"the excavator lifts its bucket and turns to the left".'
         )
+    elif entry.max_prompt_tokens is None and prompt is not None and prompt.strip():
+        if ignore_prompt:
+            prompt = ""
+        else:
+            problems.append(
+                f"prompt={prompt!r}: {entry.title} takes no prompt, only a picture. Leave it empty, or set "
+                "ignore_prompt=True to go on without it."
+            )
     negative_prompt = _text(problems, "negative_prompt", "" if negative_prompt is None else negative_prompt)
 
     offload = _text(problems, "offload", offload)
@@ -217,6 +228,30 @@ def inside(name: str, value: float | None, low: float, high: float) -> float | N
             problems.append(f"{name}={value:g}: between {low:g} and {high:g}, or None for the model's own.")
     if problems:
         raise ParameterError(problems[0])
+    return value
+
+
+def whole(name: str, value: float, least: float, most: float) -> int:
+    """Returns a lesson's own parameter, a whole number from `least` to `most`.
+
+    Raises:
+        ParameterError: If it is none of these; the message names the nearest.
+    """
+    problems: list[str] = []
+    number = _whole(problems, name, value, least, most)
+    if problems:
+        raise ParameterError(problems[0])
+    return number
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """Returns a lesson's own parameter, one of a few words.
+
+    Raises:
+        ParameterError: If it is none of them; the message names all.
+    """
+    if value not in choices:
+        raise ParameterError(f"{name}={value!r}: there are {', '.join(choices)}.")
     return value
 
 

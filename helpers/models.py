@@ -202,6 +202,7 @@ MODELS: dict[str, Model] = {
             max_prompt_tokens=None,
             parameters={"unet": 1_524_623_082, "vae": 97_742_847, "image_encoder": 632_076_800},
             defaults={
+                "miniature": Defaults(width=256, height=128, num_frames=25, steps=8, guidance_scale=1.0),
                 "pretrained": Defaults(width=1024, height=576, num_frames=25, steps=25, guidance_scale=3.0),
             },
         ),
@@ -214,14 +215,16 @@ MODELS: dict[str, Model] = {
             licence_url="https://huggingface.co/zai-org/CogVideoX-5b-I2V/blob/main/LICENSE",
             gated=False,
             size_multiple=16,
-            # Its position embeddings were learned at this size; diffusers raises an error at any other.
+            # Its position embeddings were learned at this size and length. diffusers raises an error at any other
+            # size, and at another length quietly takes sines in their place.
             fixed_size=(720, 480),
-            frames_multiple=4,
-            fixed_frames=None,
+            frames_multiple=None,
+            fixed_frames=49,
             fps=8,
             max_prompt_tokens=226,
             parameters={"transformer": 5_570_479_680, "vae": 215_583_907, "text_encoder": 4_762_310_656},
             defaults={
+                "miniature": Defaults(width=240, height=160, num_frames=17, steps=8, guidance_scale=1.0),
                 "pretrained": Defaults(width=720, height=480, num_frames=49, steps=50, guidance_scale=6.0),
             },
         ),

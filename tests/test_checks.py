@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from helpers import checkpoints, checks
-from helpers.checks import EnvironmentProblem, ParameterError, environment, prompt_cut, resolve
+from helpers.checks import EnvironmentProblem, ParameterError, environment, one_of, prompt_cut, resolve, whole
 
 
 @pytest.fixture
@@ -15,9 +15,10 @@ def given(tmp_path, monkeypatch):
     """Valid parameters of the LTX lesson, as a reader leaves them, with a miniature and a clip to find."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoints, "MINIATURES", tmp_path / "miniatures")
-    folder = tmp_path / "miniatures" / "ltx_video"
-    folder.mkdir(parents=True)
-    (folder / "model_index.json").write_text("{}")
+    for name in ("ltx_video", "cogvideox_5b_i2v"):
+        folder = tmp_path / "miniatures" / name
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text("{}")
     (tmp_path / "mine.mp4").write_bytes(b"only its presence is checked here")
     return {
         "clip": "mine.mp4",
@@ -142,11 +143,40 @@ def test_rules_of_the_other_models(given):
         ParameterError, match="width=640: CogVideoX-5B I2V makes only 720x480 pixels; nearest: 720"
     ):
         resolve("cogvideox_5b_i2v", **real | {"width": 640})
+    for num_frames in (13, 48, 57):
+        with pytest.raises(ParameterError, match=f"num_frames={num_frames}: .* makes exactly 49 frames"):
+            resolve("cogvideox_5b_i2v", **real | {"num_frames": num_frames})
     with pytest.raises(ParameterError, match=r"num_frames=24: .* makes exactly 25 frames; nearest: 25"):
-        resolve("svd_xt", **real | {"num_frames": 24})
-    assert resolve("svd_xt", **real | {"prompt": ""}).prompt == ""  # it takes none
-    with pytest.raises(ParameterError, match="there is no miniature of Stable Video Diffusion XT"):
-        resolve("svd_xt", **given)
+        resolve("svd_xt", **real | {"prompt": "", "num_frames": 24})
+    with pytest.raises(ParameterError, match="width=720: .* makes only 240x160 pixels; nearest: 240"):
+        resolve("cogvideox_5b_i2v", **given | {"width": 720})
+
+
+def test_a_model_without_words_refuses_a_prompt_or_goes_on_when_told(given):
+    wordless = given | {"prompt": "", "weights": "pretrained"}
+    assert resolve("svd_xt", **wordless).prompt == ""
+    with pytest.raises(ParameterError, match=r"prompt='dig': Stable Video Diffusion XT takes no prompt(.|\n)*ignore_prompt"):
+        resolve("svd_xt", **wordless | {"prompt": "dig"})
+    assert resolve("svd_xt", **wordless | {"prompt": "dig"}, ignore_prompt=True).prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0, "nearest: 1"), (26, "nearest: 25"), (2.5, "nearest: 2"), ("8", "without quotes"), (None, "give a number")],
+)
+def test_a_lessons_own_whole_number(value, message):
+    assert whole("decode_chunk_size", 8.0, 1, 25) == 8
+    with pytest.raises(ParameterError, match=f"decode_chunk_size={value!r}.*{message}"):
+        whole("decode_chunk_size", value, 1, 25)
+
+
+def test_a_lessons_own_word():
+    assert one_of("fit", "pad", ("crop", "pad")) == "pad"
+    with pytest.raises(ParameterError, match="fit='squeeze': there are crop, pad"):
+        one_of("fit", "squeeze", ("crop", "pad"))
+
+
+def test_an_unknown_model_is_named(given):
     with pytest.raises(ValueError, match="did you mean 'ltx_video'"):
         resolve("ltx", **given)
 

@@ -19,13 +19,16 @@ from .vaes import forward_replaced
 from .vaes import scale_to_one as set_statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 17, (240, 160), 8  # two chunks of the VAE; the shape of the real model's 720x480
+# The VAE makes tiles half as large as this and lets them overlap by a sixth; diffusers can join them only where the rest
+# is a multiple of 8 pixels, which 160 does not give (66) and 192 does (80).
+TILED_HEIGHT = 192
 DENOISERS = {"transformer": "denoiser"}
 ENCODER = "T5EncoderModel"
 POSITIONS = 226  # positions of the prompt, its padding included, all of which the transformer attends to
 PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "cogvideox_5b_i2v"
 VAE = dict(
     block_out_channels=(24, 24, 32, 32), layers_per_block=1, latent_channels=16, norm_num_groups=8,
-    sample_width=SIZE[0], sample_height=SIZE[1], scaling_factor=1.0,
+    sample_width=SIZE[0], sample_height=TILED_HEIGHT, scaling_factor=1.0,
 )  # fmt: skip
 TRANSFORMER = dict(
     in_channels=32, out_channels=16, num_attention_heads=4, attention_head_dim=32, num_layers=5, time_embed_dim=64,
