@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint clean-notebooks
+.PHONY: help run lab pages test test-browser lint clean-notebooks
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -20,8 +20,16 @@ run: $(READY) ## execute a lesson without a browser (LESSON=01_ltx_video, ARGS="
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
+pages: $(READY) ## execute the lessons and build a site of them that opens without a server (ARGS="--executed outputs")
+	@$(BIN)/python -m data.make.pages $(ARGS)
+
 test: lint ## check the style, then run every test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-browser: $(READY) ## run lessons in JupyterLab in a real browser
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || $(BIN)/python -m playwright install chromium
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 lint: $(READY) ## check code, spelling and notebook style
 	@$(BIN)/python -m ruff check --quiet .

@@ -51,13 +51,27 @@ class Table:
         return "\n".join([self.caption, *lines])
 
     def _html(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in self.columns)
+        # Without a style of its own a notebook sets all columns flush right, which is for figures only.
+        columns = zip(self.columns, *self.rows, strict=True)
+        styles = [' style="text-align: left"' if _of_words(cells) else "" for _, *cells in columns]
+        head = "".join(
+            f'<th scope="col"{style}>{html.escape(name)}</th>'
+            for name, style in zip(self.columns, styles, strict=True)
+        )
         body = ""
         for first, *others in self.rows:
-            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in others)
-            body += f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>\n'
+            cells = "".join(
+                f"<td{style}>{html.escape(cell)}</td>" for cell, style in zip(others, styles[1:], strict=True)
+            )
+            body += f'<tr><th scope="row"{styles[0]}>{html.escape(first)}</th>{cells}</tr>\n'
         caption = f"<caption>{html.escape(self.caption)}</caption>"
         return f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+
+
+def _of_words(cells: Sequence[str]) -> bool:
+    """Whether most of a column's cells begin with no figure; a dash stands for a missing one."""
+    filled = [cell for cell in cells if cell]
+    return sum(cell[0] not in "0123456789.+-–<>" for cell in filled) > len(filled) / 2
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def poster(
         raise ValueError(f"{len(captions)} captions for {len(shown)} frames: give one for each frame shown.")
 
     width = max(1, round(height * pixels.shape[2] / pixels.shape[1]))
-    font = ImageFont.load_default(max(11, height // 11))
+    font = ImageFont.load_default(max(11, height // 7))  # a page often shows a strip at half its size
     gap = max(2, height // 40)
     line = round(font.size * 1.6) if captions else 0
     strip = Image.new("RGB", (len(shown) * (width + gap) - gap, height + line), "white")

@@ -46,14 +46,17 @@ class Plan:
     reasons: dict[str, str]
 
     def _table(self) -> Table:
+        columns = ["offload", "", "why", "most frames", "largest size"]
         rows = []
         for mode, reason in self.reasons.items():
             size = self.largest_size[mode]
             frames = self.most_frames[mode]
             chosen = "take this" if self.best is not None and self.best.offload == mode else ""
             longest = "" if frames is None else _at_least(frames, MOST_FRAMES)
-            rows.append((mode, chosen, reason, longest, "" if size is None else "{}x{}".format(*size)))
-        return Table("Plan", ("offload", "", "why", "most frames", "largest size"), rows)
+            rows.append([mode, chosen, reason, longest, "" if size is None else "{}x{}".format(*size)])
+        if not any(row[3] or row[4] for row in rows):  # not searched for, or nothing fits
+            columns, rows = columns[:3], [row[:3] for row in rows]
+        return Table("Plan", columns, rows)
 
     def __repr__(self) -> str:
         return repr(self._table())
@@ -209,8 +212,8 @@ class Controls:
         self.pickers = (self.model, self.size, self.frames, self.mode, self.card, self.vram, self.ram)
         for one in self.pickers:
             one.observe(self._redraw, "value")
-        columns = (self.pickers[:4], (*self.pickers[4:], self.status))
-        self.box = widgets.HBox([widgets.VBox(column) for column in columns])
+        columns = widgets.HBox([widgets.VBox(self.pickers[:4]), widgets.VBox(self.pickers[4:])])
+        self.box = widgets.VBox([columns, self.status])  # below both, for it is longer than one
 
     def show(self) -> None:
         """Show the controls, and the chart below them."""

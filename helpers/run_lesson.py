@@ -133,21 +133,20 @@ def run_lesson(
             os.replace(temporary, failed)
             problem += f"\nPartly executed notebook: {_shown(failed)}"
         raise LessonFailed(problem)
-    _drop_widgets(temporary)
+    nbformat.write(without_widgets(nbformat.read(temporary, as_version=4)), temporary)
     os.replace(temporary, final)
     failed.unlink(missing_ok=True)
     written = [path for path, stamp in _stamps(out_dir).items() if before.get(path) != stamp]
     return Run(final, written, time.monotonic() - started)
 
 
-def _drop_widgets(executed: Path) -> None:
-    """Take controls out of the executed copy: without a kernel they do nothing, and not every page can show them."""
-    notebook = nbformat.read(executed, as_version=4)
+def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """`notebook` without its controls: no kernel moves them in an executed copy, and not every page can show them."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
-    nbformat.write(notebook, executed)
+    return notebook
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
