@@ -1,0 +1,134 @@
+"""Measure both ways of encoding a prompt at full size, and write data/measurements/encoding.json.
+
+python -m data.make.measure_encoding                        # umT5-XXL: 11 GB of dummy weights on first use
+python -m data.make.measure_encoding --ways layer_by_layer  # on a machine without 24 GB of free RAM
+python -m data.make.measure_encoding --layers 8             # both ways, with the first 8 of the encoder's 24 layers
+
+Each way runs in a process of its own, on two threads, and reads files that are in no cache. The file keeps the rows of
+other machines, models and numbers of layers, and those of ways that this run leaves out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import runs
+from helpers.dummies import dummy_folder
+from helpers.meter import GIB, VRAMMeter
+from helpers.models import MODELS
+
+from .train import ROOT
+
+PATH = ROOT / "data" / "measurements" / "encoding.json"
+WAYS = ("fp32", "layer_by_layer")
+PROMPT = "the excavator lowers its arm and digs"
+THREADS = 2
+
+
+def encoder_of(folder: str, way: str) -> torch.nn.Module:
+    """The text encoder, loaded in one of the two ways of the lessons."""
+    import transformers
+    from accelerate.hooks import attach_align_device_hook
+
+    from helpers.encoders import WeightFiles
+
+    name = json.loads((Path(folder) / "model_index.json").read_text())["text_encoder"][1]
+    encoder_class = getattr(transformers, name)
+    if way == "fp32":
+        return encoder_class.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+    weights = WeightFiles(folder)
+    with torch.device("meta"):
+        encoder = encoder_class(encoder_class.config_class.from_json_file(weights.config)).eval()
+    encoder.set_input_embeddings(weights.rows("shared.weight"))
+    attach_align_device_hook(encoder, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
+    return encoder
+
+
+def measure(folder: str, way: str, tokens: int, embeds_path: Path) -> dict:
+    """Load and encode, once. Seconds, and the peak of the process's RAM in GiB."""
+    torch.set_num_threads(THREADS)
+    for path in (Path(folder) / "text_encoder").glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    ids = torch.randint(3, 100, (1, tokens), generator=torch.Generator().manual_seed(0))
+    import transformers  # noqa: F401 - not counted in the seconds of loading
+
+    with VRAMMeter(way, interval=0.02) as meter, torch.no_grad():
+        meter.mark("load")
+        encoder = encoder_of(folder, way)
+        meter.mark("encode")
+        embeds = encoder(ids, torch.ones_like(ids)).last_hidden_state
+    save_file({"embeds": embeds}, embeds_path)
+    seconds = {phase.name: round(phase.seconds, 2) for phase in meter.phases}
+    return {
+        "seconds": round(meter.seconds, 2), "phases": seconds, "peak_ram_gib": round(meter.peak_ram_gib, 2),
+        "before_gib": round(meter.baseline_ram_gib, 2),
+    }  # fmt: skip
+
+
+def shortened(folder: Path, layers: int, scratch: Path) -> Path:
+    """The same checkpoint with only the first layers of its text encoder: another config beside the same files."""
+    (scratch / "text_encoder").mkdir()
+    (scratch / "model_index.json").symlink_to(folder / "model_index.json")
+    for path in (folder / "text_encoder").iterdir():
+        if path.name != "config.json":
+            (scratch / "text_encoder" / path.name).symlink_to(path)
+    config = json.loads((folder / "text_encoder" / "config.json").read_text()) | {"num_layers": layers}
+    (scratch / "text_encoder" / "config.json").write_text(json.dumps(config))
+    return scratch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=[name for name, one in MODELS.items() if one.max_prompt_tokens],
+                        default="wan22_i2v_a14b")  # fmt: skip
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of the prompt (default: 16)")
+    parser.add_argument("--layers", type=int, help="only the first layers of the encoder (default: all)")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a folder, and where the embeddings go
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one[0], args.ways[0], args.tokens, Path(args.one[1]))))
+        return
+    folder = dummy_folder(args.model, ["text_encoder"])
+    layers = args.layers or json.loads((folder / "text_encoder" / "config.json").read_text())["num_layers"]
+    ram = round(psutil.virtual_memory().total / GIB, 1)
+    machine = {"ram_gib": ram, "threads": THREADS, "gpu": None}
+    rows, embeds = [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = shortened(folder, args.layers, Path(scratch)) if args.layers else folder
+        for way in args.ways:
+            path = Path(scratch) / f"{way}.safetensors"
+            command = [sys.executable, "-m", "data.make.measure_encoding", "--one", str(folder), str(path)]
+            time.sleep(2)  # the memory of the process before is given back
+            command += ["--ways", way, "--tokens", str(args.tokens)]
+            done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE)
+            found = json.loads(done.stdout.splitlines()[-1])
+            embeds[way] = load_file(path)["embeds"]
+            row = {"model": args.model, "layers": layers, "way": way, "tokens": args.tokens} | machine | found
+            if way != "fp32" and "fp32" in embeds:
+                row["largest_difference"] = (embeds[way] - embeds["fp32"]).abs().max().item()
+                row["largest_value"] = embeds["fp32"].abs().max().item()
+                row["times_fp32_seconds"] = round(row["seconds"] / rows[0]["seconds"], 3)
+            row |= {"versions": runs.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            rows.append(row)
+            print(json.dumps(row))
+    key = ("model", "layers", "way", "tokens", "ram_gib")
+    new = {tuple(row[name] for name in key) for row in rows}
+    kept = json.loads(PATH.read_text())["rows"] if PATH.is_file() else []
+    kept = [row for row in kept if tuple(row[name] for name in key) not in new]
+    print(runs.save({"rows": kept + rows}, PATH).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
