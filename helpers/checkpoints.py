@@ -11,9 +11,10 @@ They work without torch being imported here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,24 @@ def local_folder(repo: str, revision: str | None = None) -> str:
     if not isinstance(index, str):  # None, or a mark that the repository has no such file
         raise CheckpointError(f"{repo} at revision {revision or 'main'} is not on this machine: load it first.")
     return str(Path(index).parent)
+
+
+def identity(repo: str, revision: str | None = None, parts: Iterable[str] = ("*",)) -> str:
+    """Returns what tells a checkpoint from others: its repository and commit, or its folder's files as they are now.
+
+    Args:
+        repo, revision: As for `local_folder`.
+        parts: Folders in it that count, as patterns; all by default.
+
+    Raises:
+        CheckpointError: If the repository has not been downloaded at this revision.
+    """
+    folder = Path(local_folder(repo, revision))
+    if not Path(repo).is_dir():
+        return f"{repo}@{folder.name}"  # the cache of the Hub names its folders by the commit
+    files = sorted(file for part in parts for file in folder.glob(f"{part}/*") if file.is_file())
+    states = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return f"{folder.resolve()}@{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

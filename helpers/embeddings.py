@@ -4,7 +4,7 @@
     embeds = cache.load(prompt)  # [tokens, channels], or None if this prompt was never encoded
     cache.save(prompt, embeds)
 
-An entry belongs to an encoder, its data type and the prompt, letter by letter. The lessons on Wan2.2 use it.
+An entry belongs to an encoder, its data type and the prompt, letter by letter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from helpers.checkpoints import local_folder
+from helpers.checkpoints import identity
 from helpers.clips import only_complete
 
 
@@ -33,7 +33,8 @@ class Cache:
 
     def __init__(self, folder: str | Path, *, encoder: str, revision: str | None = None, dtype: torch.dtype) -> None:
         self.folder = Path(folder)
-        self.encoder, self.dtype = _identity(encoder, revision), str(dtype).removeprefix("torch.")
+        parts = ("text_encoder", "tokenizer")
+        self.encoder, self.dtype = identity(encoder, revision, parts), str(dtype).removeprefix("torch.")
 
     def path(self, prompt: str) -> Path:
         """The file of a prompt, which need not exist."""
@@ -55,13 +56,3 @@ class Cache:
         with only_complete(path) as part:
             save_file({"embeds": embeds.detach().cpu().contiguous()}, part, metadata)
         return path
-
-
-def _identity(encoder: str, revision: str | None) -> str:
-    """What tells an encoder from others: its repository and commit, or its folder's files as they are now."""
-    folder = Path(local_folder(encoder, revision))
-    if not Path(encoder).is_dir():
-        return f"{encoder}@{folder.name}"  # the cache of the Hub names its folders by the commit
-    files = sorted(f for part in ("text_encoder", "tokenizer") for f in (folder / part).glob("*") if f.is_file())
-    states = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return f"{folder.resolve()}@{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"
