@@ -142,6 +142,29 @@ class Forecasts(Mapping):
     def __len__(self) -> int:
         return len(self._by_mode)
 
+    def lighter(self, offload: str, vram_budget_gb: float | None = None) -> list[str]:
+        """The modes to try where `offload` overflows: of those that need less VRAM, the ones that fit, fastest first.
+
+        If none fits, all that need less, the lightest first. Empty where no mode needs less.
+        """
+        most = self[offload].peak_vram_gib
+        less = {mode: one for mode, one in self.items() if not one.fails and one.peak_vram_gib < most}
+        fitting = [mode for mode, one in less.items() if one.fits(vram_budget_gb)]
+        if fitting:
+            return sorted(fitting, key=lambda mode: less[mode].step_seconds)
+        return sorted(less, key=lambda mode: less[mode].peak_vram_gib)
+
+    def advice(self, offload: str, vram_budget_gb: float | None = None) -> str:
+        """What to do where `offload` overflows, and whether that was to be expected, in a sentence or two."""
+        one = self[offload]
+        budget = "" if vram_budget_gb is None else f", and the budget {vram_budget_gb:g}"
+        said = f"The forecast for offload={offload!r} is {one.peak_vram_gib:.2f} GiB{budget}"
+        if vram_budget_gb is not None and one.fits(vram_budget_gb):
+            said += ", so it should have fit: see what else uses the card"
+        if not (modes := self.lighter(offload, vram_budget_gb)):
+            return f"{said}. No other mode needs less: take fewer frames, or a smaller picture."
+        return f"{said}. Next mode to try: {modes[0]!r}, forecast {self[modes[0]].peak_vram_gib:.2f} GiB."
+
     def _table(self) -> Table:
         first = next(iter(self.values()))
         rows = []
@@ -166,7 +189,7 @@ class Forecasts(Mapping):
     def chart(self, vram_budget_gb: float = 12.0, note: str = "") -> Picture:
         """Five bars of peak VRAM against the budget, with RAM and seconds a step beside them.
 
-        `note` is written below the title in place of the explanation.
+        `note` is written below the title in place of the bars' explanation.
         """
         first = next(iter(self.values()))
         rows = []
@@ -176,9 +199,10 @@ class Forecasts(Mapping):
                 continue
             cells = [f"{one.peak_vram_gib:.2f}", f"{one.peak_ram_gib:.1f}", f"{one.step_seconds:.3g}"]
             rows.append(Bar(mode, one.peak_vram_gib, cells, hollow=not one.fits(vram_budget_gb)))
+        unit, hollow = "peak VRAM, GiB", f"hollow: too much for {vram_budget_gb:g}"
         drawing = bars(
             f"{first.model}, {_size(first.request)}: forecast", rows,
-            what=note or f"peak VRAM, GiB (hollow: too much for {vram_budget_gb:g}); seconds on {first.card.name}",
+            what=f"{unit}; {note}" if note else f"{unit} ({hollow}); seconds on {first.card.name}",
             columns=["VRAM", "RAM", "s/step"], budget=vram_budget_gb, label=repr(self),
         )  # fmt: skip
         return Picture(drawing, repr(self))

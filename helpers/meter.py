@@ -71,6 +71,7 @@ class VRAMMeter:
         title: what is measured; heads the chart.
         budget_gb: the VRAM budget in GiB, a dashed line in the chart. Not drawn over RAM, without CUDA.
         forecast: the forecast VRAM peak in GiB, or an object that has it as `peak_vram_gib`.
+        advice: what to do if the block runs out of memory; printed then.
         interval: seconds between two samples.
         show: whether to draw the chart below the cell; outside a notebook nothing is.
 
@@ -82,6 +83,9 @@ class VRAMMeter:
         seconds: how long the block took.
         error: name of the exception type that left the block, or None. The exception is not kept: its
             traceback would keep every tensor of the failed call alive.
+
+    An out-of-memory error or an interrupt passes through, and leaves no memory behind: its traceback ends at the block,
+    so the calls that it broke off let go of their tensors, whoever keeps the exception. (IPython keeps the last one.)
 
     The peak statistics of the current CUDA device are reset on entry and at each `mark`: inside the block, do
     not rely on `torch.cuda.max_memory_allocated()`.
@@ -96,12 +100,14 @@ class VRAMMeter:
         *,
         budget_gb: float | None = None,
         forecast: object | float | None = None,
+        advice: str = "",
         interval: float = 0.1,
         show: bool = True,
     ) -> None:
         self.title = title
         self.budget_gib = budget_gb
         self.forecast_gib: float | None = getattr(forecast, "peak_vram_gib", forecast)
+        self.advice = advice
         self.interval = interval
         self.show = show
         self.state = "not started"
@@ -138,7 +144,7 @@ class VRAMMeter:
         self._thread.start()
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, error: object, traceback: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._stop.set()
         try:
             self._thread.join()
@@ -151,6 +157,18 @@ class VRAMMeter:
             self.state = "done" if error_type is None else f"stopped by {self.error}"
             if self._handle is not None:
                 self._handle.update(self)
+            if isinstance(error, torch.OutOfMemoryError):
+                reason = ". ".join(str(error).split(". ")[:2])
+                print(f"Out of memory in {self.title!r}: {reason}. {self.advice}".rstrip())
+            if isinstance(error, torch.OutOfMemoryError | KeyboardInterrupt):
+                self._give_back(error)
+
+    def _give_back(self, error: BaseException) -> None:
+        """Free what the broken-off calls hold: end the traceback at this block, for it keeps the frames below it."""
+        error.__traceback__.tb_next = error.__context__ = error.__cause__ = None
+        gc.collect()
+        if self._device is not None:
+            torch.cuda.empty_cache()
 
     def mark(self, name: str) -> None:
         """End the current phase and begin the phase `name`.
