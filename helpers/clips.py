@@ -161,7 +161,6 @@ def stitch(
     fps: float | None = None,
     context: int = 1,
     resampled: str = "nearest",
-    enlarge: int = 1,
     fitted_from: Clip | None = None,
     fitted: str = "crop",
 ) -> Clip:
@@ -177,7 +176,6 @@ def stitch(
         fps: Its frame rate, in frames per second; the clip's by default.
         context: How many of its first frames repeat the clip's last ones; these are dropped.
         resampled: How it gets the clip's frame rate, one of `helpers.resampling.WAYS`.
-        enlarge: Whole factor by which both halves are enlarged.
         fitted_from: The clip before it was fitted: the fit is undone and the result has its size (`unfit`).
         fitted: How it was fitted, one of `helpers.fitting.FITS`.
 
@@ -194,15 +192,10 @@ def stitch(
         raise ClipError(
             f"context={context}: the continuation has {len(new)} frames, so give 0 to {len(new) - 1}."
         )
-    if not isinstance(enlarge, int) or enlarge < 1:
-        raise ClipError(f"enlarge={enlarge}: give a whole number, at least 1.")
-    if enlarge > 1 and fitted_from is not None:
-        raise ClipError(f"enlarge={enlarge} and fitted_from: each of them says how large the result is; give one.")
     last = clip.frames[-1]
     frames = resample(continuation[context:], last, fps=new.fps, to_fps=clip.fps, how=resampled)
     if fitted_from is None:
         frames = np.concatenate([clip.frames, frames])
-        frames = fit(frames, clip.width * enlarge, clip.height * enlarge)
     else:
         around = fitted_from.frames
         frames = np.concatenate([unfit(clip.frames, around, fitted), unfit(frames, around[-1:], fitted)])

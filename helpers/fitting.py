@@ -10,6 +10,8 @@ Nothing is ever squeezed. Frames are `np.uint8` arrays of shape [T, height, widt
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from PIL import Image
 
@@ -104,6 +106,11 @@ def _inner_box(source_width: int, source_height: int, width: int, height: int) -
 
 def _resized(frames: np.ndarray, width: int, height: int, box: tuple | None = None) -> np.ndarray:
     resized = np.empty((len(frames), height, width, 3), np.uint8)
-    for target, frame in zip(resized, frames, strict=True):
-        target[:] = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+    def one(number: int) -> None:
+        picture = Image.fromarray(frames[number]).resize((width, height), Image.Resampling.LANCZOS, box=box)
+        resized[number] = np.asarray(picture)
+
+    with ThreadPoolExecutor() as threads:  # Pillow works outside Python's lock
+        list(threads.map(one, range(len(frames))))
     return resized

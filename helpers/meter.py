@@ -64,6 +64,17 @@ class Sample(NamedTuple):
     device: float | None = None
 
 
+def release() -> None:
+    """Give back what dropped pipelines held: PyTorch keeps freed memory, of the card and pinned in RAM, for later use.
+
+    Offload hooks tie a pipeline into circles of references, which only the garbage collector finds.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        getattr(torch._C, "_host_emptyCache", lambda: None)()  # pinned pages; there is no public name for it
+
+
 class VRAMMeter:
     """Measures the peak memory and the seconds of a `with` block, phase by phase.
 
@@ -124,13 +135,12 @@ class VRAMMeter:
     def __enter__(self) -> VRAMMeter:
         if self.state != "not started":
             raise RuntimeError("A VRAMMeter measures one block. Make a new one for the next.")
-        gc.collect()
+        release()
         if torch.cuda.is_available():
             # The sampler thread has a current device of its own, so every call below names this one.
             self._device = torch.cuda.current_device()
             self._read_device_used = _device_used_reader(self._device)
             self._synchronize()
-            torch.cuda.empty_cache()
         live = self.show and _in_notebook()
         self.state = "running"
         self._started = time.perf_counter()
@@ -166,9 +176,7 @@ class VRAMMeter:
     def _give_back(self, error: BaseException) -> None:
         """Free what the broken-off calls hold: end the traceback at this block, for it keeps the frames below it."""
         error.__traceback__.tb_next = error.__context__ = error.__cause__ = None
-        gc.collect()
-        if self._device is not None:
-            torch.cuda.empty_cache()
+        release()
 
     def mark(self, name: str) -> None:
         """End the current phase and begin the phase `name`.

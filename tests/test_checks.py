@@ -155,7 +155,8 @@ def test_rules_of_the_other_models(given):
 def test_a_model_without_words_refuses_a_prompt_or_goes_on_when_told(given):
     wordless = given | {"prompt": "", "weights": "pretrained"}
     assert resolve("svd_xt", **wordless).prompt == ""
-    with pytest.raises(ParameterError, match=r"prompt='dig': Stable Video Diffusion XT takes no prompt(.|\n)*ignore_prompt"):
+    said = r"prompt='dig': Stable Video Diffusion XT takes no prompt(.|\n)*ignore_prompt"
+    with pytest.raises(ParameterError, match=said):
         resolve("svd_xt", **wordless | {"prompt": "dig"})
     assert resolve("svd_xt", **wordless | {"prompt": "dig"}, ignore_prompt=True).prompt == ""
 

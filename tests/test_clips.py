@@ -375,25 +375,17 @@ def test_stitch_repeats_each_slow_frame_as_often():
     assert np.array_equal(shown, np.repeat(new, 3, axis=0))
 
 
-def test_stitch_enlarges_both_halves():
-    clip = Clip(moving_square(3), 24)
-    longer = stitch(clip, moving_square(3), enlarge=2)
-    assert (longer.size, len(longer)) == ((192, 128), 5)
-    assert np.array_equal(longer.frames[:3], fit(clip.frames, 192, 128))
-
-
 @pytest.mark.parametrize(
-    ("width", "context", "enlarge", "message"),
+    ("width", "context", "message"),
     [
-        (64, 1, 1, "the clip is 96x64 and its continuation 64x64: fit the clip first, clip.fit(64, 64)"),
-        (96, 5, 1, "context=5: the continuation has 5 frames, so give 0 to 4"),
-        (96, -1, 1, "context=-1"),
-        (96, 1, 1.5, "enlarge=1.5: give a whole number"),
+        (64, 1, "the clip is 96x64 and its continuation 64x64: fit the clip first, clip.fit(64, 64)"),
+        (96, 5, "context=5: the continuation has 5 frames, so give 0 to 4"),
+        (96, -1, "context=-1"),
     ],
 )
-def test_stitch_says_what_is_wrong(width, context, enlarge, message):
+def test_stitch_says_what_is_wrong(width, context, message):
     with pytest.raises(ClipError) as error:
-        stitch(Clip(moving_square(3), 24), moving_square(5)[:, :, :width], context=context, enlarge=enlarge)
+        stitch(Clip(moving_square(3), 24), moving_square(5)[:, :, :width], context=context)
     assert message in str(error.value)
 
 

@@ -19,8 +19,8 @@ from .vaes import forward_replaced
 from .vaes import scale_to_one as set_statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 17, (240, 160), 8  # two chunks of the VAE; the shape of the real model's 720x480
-# The VAE makes tiles half as large as this and lets them overlap by a sixth; diffusers can join them only where the rest
-# is a multiple of 8 pixels, which 160 does not give (66) and 192 does (80).
+# The VAE makes tiles half as large as this and lets them overlap by a sixth; diffusers can join them only where the
+# rest is a multiple of 8 pixels, which 160 does not give (66) and 192 does (80).
 TILED_HEIGHT = 192
 DENOISERS = {"transformer": "denoiser"}
 ENCODER = "T5EncoderModel"

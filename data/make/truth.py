@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from helpers import kernels
 from helpers.models import model
 
 from .scenes import ACTIONS, MACHINES, SPEEDS, prompt_of, render
@@ -81,6 +82,7 @@ def truth(
 ) -> dict:
     """Measure a miniature folder; returns the figures that `--json` prints."""
     family = importlib.import_module(f"data.make.{name}")
+    kernels.use_onednn()
     continuer = family.Continuer(folder, device)
     context = continuer.context
     cases, wrong_one = cases_of(family), "wrong_motion" if is_ambient(family) else "wrong_prompt"
