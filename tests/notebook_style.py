@@ -10,6 +10,7 @@ import ast
 import functools
 import io
 import json
+import math
 import re
 import sys
 import tokenize
@@ -168,6 +169,25 @@ def _markdown(notebook: NotebookNode, path: Path, root: Path) -> Iterator[str]:
                 file = path.parent / target
             if not Path(unquote(str(file).split("#")[0].split("?")[0])).exists():
                 yield f"{name}: the link to {target} leads nowhere"
+
+
+WORDS_A_MINUTE = 200
+
+
+def minutes_to_read(notebook: NotebookNode) -> int:
+    """Minutes for a first reader: the words of prose and code, folded solutions apart, rounded up to five minutes."""
+    words = 0
+    for kind in ("markdown", "code"):
+        for _, source in _cells(notebook, kind):
+            shown = re.sub(r"(?s)<details>.*?</details>|(?<=\])\([^)]*\)", "", source)
+            words += len(re.findall(r"\w[\w.'’-]*", shown))
+    return 5 * math.ceil(words / WORDS_A_MINUTE / 5)
+
+
+def minutes_of_exercises(notebook: NotebookNode) -> int:
+    """The sum of what the exercises say of themselves."""
+    prose = "\n".join(source for _, source in _cells(notebook, "markdown"))
+    return sum(map(int, re.findall(r"\((?:easy|medium|harder), (\d+) minutes\)", prose)))
 
 
 def plain_python(source: str) -> str:

@@ -1,8 +1,11 @@
 """Every notebook is executed headlessly, as a reader would run it, and what it makes is looked at."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Optional
 
 import nbformat
@@ -28,15 +31,27 @@ MATRIX = {
             "clip": "wood_chipper", "prompt": "the wood chipper throws chips to the left", "offload": "group_leaf",
             "width": 160, "height": 288, "steps": 2,
         },
-        "own clip": {"clip": "OWN", "offload": "sequential", "num_frames": 9, "steps": 2, "prompt": LONG_PROMPT},
+        "own clip": {
+            "clip": "OWN", "offload": "sequential", "num_frames": 9, "steps": 2, "prompt": LONG_PROMPT,
+            "encode": "layer_by_layer", "weights": "PUBLISHED SCHEDULE",
+        },
     },
     "02_wan22_ti2v_5b": {"defaults": {}},
     "03_wan22_i2v_a14b_gguf": {"defaults": {}},
+    "04_stable_video_diffusion": {"defaults": {}},
+    "05_cogvideox_5b_i2v": {
+        "defaults": {},
+        "own clip": {"clip": "OWN", "offload": "sequential", "steps": 2, "fit": "pad", "resample": "blend"},
+    },
 }  # fmt: skip
-NAMES = {"01_ltx_video": "ltx_video", "02_wan22_ti2v_5b": "wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf": "wan22_i2v_a14b"}
+NAMES = {
+    "01_ltx_video": "ltx_video", "02_wan22_ti2v_5b": "wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf": "wan22_i2v_a14b",
+    "04_stable_video_diffusion": "svd_xt", "05_cogvideox_5b_i2v": "cogvideox_5b_i2v",
+}  # fmt: skip
 MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
+EXERCISES = list(NAMES)  # the lessons with three to solve
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "
@@ -55,12 +70,40 @@ def executed(tmp_path_factory):
             given = dict(MATRIX[lesson][name])
             if given.get("clip") == "OWN":
                 given["clip"] = str(own_clip(out))
+            if given.get("weights") == "PUBLISHED SCHEDULE":
+                given["weights"] = str(with_published_schedule(NAMES[lesson], out))
             arguments = [word for key, value in given.items() for word in ("-p", key, str(value))]
-            assert run_lesson([lesson, "--out", str(out), *arguments]) == 0
+            notebook = with_solutions(lesson) if name == "defaults" else lesson
+            assert run_lesson([str(notebook), "--out", str(out), *arguments]) == 0
             done[lesson, name] = out
         return done[lesson, name]
 
-    return run
+    yield run
+    shutil.rmtree(SOLVED, ignore_errors=True)
+
+
+SOLVED = ROOT / "outputs" / f"solved-{os.getpid()}"  # lessons look for the project from where they are upwards
+
+
+def with_solutions(lesson):
+    """A copy of the lesson that solves its exercises at the end: the folded code in place of each cell's `None`."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", 4)
+    for number, before in exercises(notebook).items():
+        (cell,) = [cell for cell in notebook.cells if cell.id == f"exercise-{number}"]
+        (solution,) = re.findall(r"(?s)<details>.*?```python\n(.*?)```", before)
+        answer, _, check = cell.source.partition("\n")
+        name = re.fullmatch(r"(\w+) = None  # your answer: .+", answer)[1]
+        assert re.search(rf"(?m)^( {{4}})?{name}(, \w+)? = ", solution), f"{lesson} {number}: no {name} in the solution"
+        notebook.cells.append(nbformat.v4.new_code_cell(f"{solution}\n{check}", id=f"solution-{number}"))
+    SOLVED.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, SOLVED / f"{lesson}.ipynb")
+    return SOLVED / f"{lesson}.ipynb"
+
+
+def exercises(notebook):
+    """The text before each cell `exercise-1`, `exercise-2`, ... by its number."""
+    pairs = zip(notebook.cells, notebook.cells[1:], strict=False)
+    return {cell.id.split("-")[1]: before.source for before, cell in pairs if re.fullmatch(r"exercise-\d", cell.id)}
 
 
 def own_clip(folder):
@@ -69,6 +112,19 @@ def own_clip(folder):
     source = ["-f", "lavfi", "-i", "testsrc2=size=175x99:rate=30", "-frames:v", "5", "-c:v", "ffv1"]
     subprocess.run([clips.ffmpeg_path(), "-v", "error", *source, str(path)], check=True)
     return path
+
+
+def with_published_schedule(name, folder):
+    """A copy of the miniature that has the real model's scheduler."""
+    copy = shutil.copytree(ROOT / "data" / "miniatures" / name, folder / "weights")
+    return Path(
+        shutil.copytree(ROOT / "data" / "configs" / name / "scheduler", copy / "scheduler", dirs_exist_ok=True)
+    ).parent
+
+
+def even(size):
+    """What a file of 4:2:0 video makes of a size."""
+    return tuple(side + side % 2 for side in size)
 
 
 def outputs(folder, lesson, cell_id):
@@ -114,7 +170,7 @@ def test_every_mode_gives_the_plain_runs_latents(executed, lesson, run):
         assert mode["latents_difference"] <= 1e-5 and mode["latents_equal"] and not mode["failed"], mode["offload"]
         assert mode["peak_ram_gib"] > 0.1 and mode["step_seconds"] > 0
     assert set(RECORD_KEYS) <= set(record) and record["latents_equal"] is True
-    default = "model" if lesson == "01_ltx_video" else "group_leaf"
+    default = "group_leaf" if lesson.startswith(("02", "03")) else "model"
     assert record["offload"] == MATRIX[lesson][run].get("offload", default)
 
 
@@ -127,6 +183,24 @@ def test_each_meters_last_frame_is_in_the_notebook(executed, lesson):
         charts = [o["data"] for o in outputs(folder, lesson, cell_id) if "image/svg+xml" in o.get("data", {})]
         assert len(charts) == 1, cell_id
         assert "done" in charts[0]["image/svg+xml"] and "peak" in charts[0]["text/plain"], cell_id
+
+
+@pytest.mark.lesson
+@pytest.mark.parametrize("lesson", EXERCISES)
+def test_the_exercises_know_a_right_answer_from_none(executed, lesson):
+    folder = executed(lesson, "defaults")
+    for number in "123":
+        assert printed(folder, lesson, f"exercise-{number}") == f"exercise {number}: no answer yet\n"
+        assert printed(folder, lesson, f"solution-{number}").startswith("right"), number
+
+
+@pytest.mark.parametrize("lesson", EXERCISES)
+def test_each_exercise_has_a_level_minutes_and_one_solution(lesson):
+    tasks = exercises(nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", 4))
+    assert list(tasks) == ["1", "2", "3"]
+    for number, level in zip("123", ("easy", "medium", "harder"), strict=True):
+        assert re.search(rf"\*\*{number}\. .+?\*\* \({level}, \d+ minutes\)\. ", tasks[number]), number
+        assert tasks[number].count("<details><summary>Solution</summary>") == 1
 
 
 @pytest.mark.lesson
@@ -146,11 +220,10 @@ def test_the_longer_clip_is_the_clip_and_then_something_new(executed, run):
         assert len(longer) == len(past) + new and longer.fps == 24
     else:  # the continuation takes the clip's own rate, and keeps its seconds
         assert longer.fps == source.fps and longer.seconds == pytest.approx(past.seconds + new / 24, abs=1 / 24)
-    enlarged = longer.width // width
-    assert enlarged >= 3 and longer.size == (width * enlarged, height * enlarged)
-    assert longer.has_audio == source.has_audio
+    assert longer.size == even(source.size) and longer.has_audio == source.has_audio
 
-    shown = clips.stitch(past, past.frames[-1:].repeat(2, axis=0), fps=source.fps, enlarge=enlarged).frames[: len(past)]
+    still = past.frames[-1:].repeat(2, axis=0)
+    shown = clips.stitch(past, still, fps=source.fps, fitted_from=source).frames[: len(past)]
     # H.264 at crf 18 keeps smooth pictures far above this, the flat edges of a test card just above
     assert clips.psnr(longer.frames[: len(past)], shown) > 28
     small = clips.fit(longer.frames[len(past) :], width, height)
@@ -173,6 +246,72 @@ def test_the_continuation_is_nearer_to_the_truth_than_a_frozen_frame(executed, l
     assert len(generated) == len(truth) == 24  # one second at the clip's rate, whatever the model's own
     frozen = past.frames[-1:].repeat(len(truth), axis=0)
     assert clips.psnr(generated, truth) > clips.psnr(frozen, truth) + gain
+
+
+@pytest.mark.lesson
+@pytest.mark.parametrize(
+    ("lesson", "run"),
+    [(lesson, run) for lesson in ("04_stable_video_diffusion", "05_cogvideox_5b_i2v") for run in MATRIX[lesson]],
+)
+def test_the_longer_clip_has_the_clips_own_size_and_rate(executed, lesson, run):
+    folder, given = executed(lesson, run), MATRIX[lesson][run]
+    entry = model(NAMES[lesson])
+    source = clips.read(folder / "mine.mkv" if given.get("clip") == "OWN" else "excavator")
+    longer = clips.read(folder / entry.name / "continued.mp4")
+    assert longer.size == even(source.size) and longer.fps == source.fps and longer.has_audio == source.has_audio
+    new_seconds = (entry.defaults["miniature"].num_frames - 1) / entry.fps
+    assert longer.seconds == pytest.approx(source.seconds + new_seconds, abs=0.5 / source.fps)
+    new = longer.frames[len(source) :].astype(float)
+    assert np.abs(np.diff(new, axis=0)).mean(axis=(1, 2, 3)).max() < 25, "neighbouring frames differ like noise"
+    assert np.abs(new[-1] - new[0]).mean() > 1, "the continuation stands still"
+
+
+@pytest.mark.lesson
+def test_the_lesson_without_words_shows_what_only_it_can_show(executed):
+    folder, lesson = executed("04_stable_video_diffusion", "defaults"), "04_stable_video_diffusion"
+    moved = [float(line.split()[-1]) for line in printed(folder, lesson, "motion").splitlines()]
+    assert len(moved) == 3 and moved == sorted(moved), "a larger motion bucket moves more"
+    without, _ = (float(line.split()[-2]) for line in printed(folder, lesson, "chunking").splitlines()[1::-1])
+    assert "difference of the latents to those with chunking: 0" in printed(folder, lesson, "chunking")
+    peaks = [float(line.split()[-2]) for line in printed(folder, lesson, "decode-forecast").splitlines()]
+    assert peaks == sorted(peaks) and peaks[-1] > 2 * peaks[1] and without > 10
+
+
+@pytest.mark.lesson
+def test_the_lesson_of_the_hour_counts_what_travels(executed):
+    folder, lesson = executed("05_cogvideox_5b_i2v", "defaults"), "05_cogvideox_5b_i2v"
+    assert "513 layers, 1,024 tensors, 10.4 GiB" in printed(folder, lesson, "count")
+    counts = [line.rsplit(": ", 1)[1] for line in printed(folder, lesson, "seen").splitlines()]
+    assert len(counts) == 2 and counts[0] == counts[1], "both modes visit the same layers"
+    assert "refused: The size of tensor" in printed(folder, lesson, "words")
+    assert "slices of one clip change nothing: True" in printed(folder, lesson, "decode-check")
+    tiled = printed(folder, lesson, "decode-forecast").splitlines()
+    assert "15.15 GiB" in tiled[0] and "4.18 GiB" in tiled[1]
+
+
+@pytest.mark.parametrize(
+    ("lesson", "given", "expected"),
+    [
+        ("04_stable_video_diffusion", {"prompt": "dig"}, "takes no prompt"),
+        ("04_stable_video_diffusion", {"decode_chunk_size": 0}, "decode_chunk_size=0: .*nearest: 1"),
+        ("04_stable_video_diffusion", {"decode_chunk_size": 26}, "nearest: 25"),
+        ("04_stable_video_diffusion", {"num_frames": 14}, "exactly 25 frames"),
+        ("04_stable_video_diffusion", {"motion_bucket_id": 256}, "nearest: 255"),
+        ("04_stable_video_diffusion", {"fit": "squeeze"}, "crop, pad"),
+        ("05_cogvideox_5b_i2v", {"width": 720, "height": 480}, "only 240x160 pixels"),
+        ("05_cogvideox_5b_i2v", {"weights": "pretrained", "width": 768}, "only 720x480 pixels"),
+        ("05_cogvideox_5b_i2v", {"num_frames": 13}, "exactly 17 frames"),
+        ("05_cogvideox_5b_i2v", {"resample": "cubic"}, "nearest, blend, motion"),
+        ("05_cogvideox_5b_i2v", {"encode": "bf16"}, "fp32, layer_by_layer"),
+    ],
+)
+def test_wrong_values_of_the_last_two_lessons_are_refused_at_once(tmp_path, lesson, given, expected):
+    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", 4).cells}
+    values = {"Optional": Optional}
+    exec(cells["parameters"], values)
+    values |= given | {"out_dir": str(tmp_path)}
+    with pytest.raises(ParameterError, match=expected):
+        exec(cells["check"], values)
 
 
 @pytest.mark.lesson

@@ -5,7 +5,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tests import notebook_style
-from tests.notebook_style import PARAMETERS, clean, notebooks, problems, text_of
+from tests.notebook_style import PARAMETERS, clean, minutes_of_exercises, minutes_to_read, notebooks, problems, text_of
 
 ADDRESS = "https://github.com/someone/lessons"
 BADGE = "[![Open in Colab](https://example.org/b.svg)](https://colab.research.google.com/github/someone/lessons/blob/main/notebooks/01_x.ipynb)"  # noqa: E501
@@ -18,6 +18,13 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
 def test_house_style(path):
     assert problems(path) == []
+
+
+@pytest.mark.parametrize("path", [path for path in notebooks() if "01" <= path.stem[:2] <= "05"], ids=str)
+def test_the_minutes_that_a_lesson_names_are_counted(path):
+    notebook = nbformat.read(path, 4)
+    read, solve = minutes_to_read(notebook), minutes_of_exercises(notebook)
+    assert f"to run, {read} to read, {solve} for the exercises |" in notebook.cells[0].source
 
 
 def lesson():

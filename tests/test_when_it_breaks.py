@@ -1,0 +1,328 @@
+"""What goes wrong in a lesson costs neither memory nor finished work: no room, a crash, an interrupt.
+
+The cells are the lessons' own, at the smallest size. Here "out of memory" is raised where a card would raise it, in the
+miniature's last block; on a GPU the cap on the process raises it.
+"""
+
+import gc
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+import weakref
+from typing import Optional
+
+import nbformat
+import psutil
+import pytest
+import torch
+from jupyter_client import KernelManager
+from safetensors.torch import load_file
+
+from helpers.forecast import forecasts
+from helpers.meter import VRAMMeter
+from helpers.run_lesson import NOTEBOOKS, ROOT, _this_python_as_kernel
+from tests.notebook_style import plain_python
+
+SET_UP = "setup parameters check cap download"
+CELLS = {
+    "01_ltx_video": f"{SET_UP} clip fit encoder-from-files load-text-encoder encode-prompt load forecast-loaded call "
+                    "measure mode-sequential mode-group-block prepare",
+    "02_wan22_ti2v_5b": f"{SET_UP} clip fit forecast-parts embeddings-cache encode-prompt load forecast-loaded call "
+                        "measure mode-sequential mode-group-block mend-chain prepare",
+    "03_wan22_i2v_a14b_gguf": f"{SET_UP} clip fit encoder-from-files encode-prompt gguf-files load forecast-loaded "
+                              "call measure mode-group-block prepare",
+}  # fmt: skip
+SMALL = {"width": 64, "height": 64, "num_frames": 9, "steps": 2, "offload": "none"}
+MESSAGE = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 12.00 GiB."
+
+
+def sources(lesson):
+    cells = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", 4).cells
+    return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
+
+
+class Reader:
+    """Runs cells of a lesson in this process, one after another, as a kernel would."""
+
+    def __init__(self, lesson, out_dir, cells, **given):
+        self.sources = {name: plain_python(source) for name, source in sources(lesson).items()}
+        self.names = {"Optional": Optional, "forecasts": forecasts}
+        for name in cells.split():
+            self.run(name)
+            if name == "forecast-loaded":  # in place of the real model's, which take their time
+                self.names["real_forecasts"] = self["loaded_forecasts"]
+            if name == "parameters":
+                self.names |= SMALL | given | {"out_dir": str(out_dir)}
+
+    def run(self, name):
+        exec(compile(self.sources[name], name, "exec"), self.names)
+
+    def __getitem__(self, name):
+        return self.names[name]
+
+
+class Overflow:
+    """Makes each pipeline that is loaded run out of memory, `times` times, deep in its transformer."""
+
+    def __init__(self, reader, times):
+        self.times, self.held, self.load = times, [], reader["load"]
+        reader.names["load"] = self.loading
+
+    def loading(self):
+        pipe = self.load()
+        blocks = getattr(pipe.transformer, "transformer_blocks", None) or pipe.transformer.blocks
+        blocks[-1].register_forward_pre_hook(self.before_the_last_block, with_kwargs=True)
+        self.held.append(weakref.ref(pipe.transformer))
+        return pipe
+
+    def before_the_last_block(self, module, args, kwargs):
+        if self.times:
+            self.times -= 1
+            activations = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+            self.held.append(weakref.ref(activations))  # a traceback would keep them alive
+            raise torch.OutOfMemoryError(MESSAGE)
+
+    @property
+    def alive(self):
+        gc.collect()
+        return sum(one() is not None for one in self.held)
+
+
+@pytest.fixture(scope="module", params=CELLS)
+def reader(request, tmp_path_factory):
+    return Reader(request.param, tmp_path_factory.mktemp("out"), CELLS[request.param])
+
+
+def test_a_mode_that_overflows_is_a_result_and_the_next_cell_works(reader, capsys):
+    overflow = Overflow(reader, times=1)
+    before = len(reader["measured"])
+    reader.run("mode-group-block")
+    said = capsys.readouterr().out
+    assert "Out of memory in 'group offload, blocks': CUDA out of memory. Tried to allocate 20.00 GiB. " in said
+    assert "The forecast for offload='group_block' is 0." in said
+    assert reader["loaded_forecasts"].advice("group_block", 12.0) in said
+    assert reader["measured"][-1].failed == "OutOfMemoryError" and overflow.alive == 0
+    reader.run("mode-group-block")
+    assert reader["measured"][-1].latents_equal and len(reader["measured"]) == before + 2
+    reader.names["load"] = overflow.load
+
+
+def test_generating_goes_on_in_a_lighter_mode(reader, capsys):
+    overflow = Overflow(reader, times=1)
+    reader.run("generate")
+    said = capsys.readouterr().out
+    lighter = reader["loaded_forecasts"].lighter("none", 12.0)
+    assert "Out of memory in 'generate, none'" in said and f"Next mode to try: '{lighter[0]}'" in said
+    assert reader["made"]["offload"] == lighter[0] and reader["latents"].isfinite().all()
+    assert reader["pipe"] is None and overflow.alive == 0
+    reader.run("save-latents")
+    reader.names["load"] = overflow.load
+    reader.run("generate")
+    assert "found in latents.safetensors, not made again" in capsys.readouterr().out
+    assert reader["made"]["offload"] == lighter[0] and reader["made"]["seconds"] > 0
+    reader["kept"].path.unlink()
+
+
+def test_if_no_mode_is_left_memory_is_given_back_and_the_cell_can_be_run_again(reader, capsys):
+    overflow = Overflow(reader, times=99)
+    try:
+        reader.run("generate")
+    except torch.OutOfMemoryError as error:
+        kept = error  # as IPython keeps the last one, with its traceback
+    assert kept.__traceback__ and overflow.alive == 0
+    assert "No other mode needs less: take fewer frames, or a smaller picture." in capsys.readouterr().out
+    assert not reader["kept"].path.exists()
+    overflow.times = 0
+    reader.run("generate")
+    reader.run("save-latents")
+    assert reader["made"]["offload"] == "none"
+    reader.names["load"] = overflow.load
+
+
+def test_decoding_that_overflows_is_done_again_in_a_fresh_kernel(reader, capsys, monkeypatch):
+    lesson = next(name for name, cells in CELLS.items() if reader["settings"].model.name in name)
+    reader.run("generate")
+    reader.run("save-latents")
+    saved = reader["kept"].path.read_bytes()
+    import diffusers
+
+    vae_class = diffusers.AutoencoderKLLTXVideo if lesson.startswith("01") else diffusers.AutoencoderKLWan
+    held = []
+
+    def overflow(vae, latents, **given):
+        pixels = latents.repeat(1, 1, 4, 1, 1)
+        held.append(weakref.ref(pixels))
+        raise torch.OutOfMemoryError(MESSAGE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vae_class, "decode", overflow)
+        with pytest.raises(torch.OutOfMemoryError) as kept:
+            reader.run("decode")
+    gc.collect()
+    assert kept.value.__traceback__ and held[0]() is None
+    said = capsys.readouterr().out
+    assert "Out of memory in 'decode in tiles'" in said and "latents are safe in latents.safetensors" in said
+    assert reader["kept"].path.read_bytes() == saved
+
+    out_dir = reader["settings"].out_dir
+    fresh = Reader(lesson, out_dir, f"{SET_UP} decode")
+    assert fresh["frames"].shape == (9, 64, 64, 3) and "load" not in fresh.names
+    reader.run("decode")
+    assert (reader["frames"] == fresh["frames"]).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_card_that_overflows_is_empty_afterwards(capsys):
+    def layer(x, depth):
+        y = torch.cat([x, x])
+        return layer(y, depth - 1) if depth else y
+
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 2 * 2**30 / torch.cuda.get_device_properties(0).total_memory))
+    try:
+        before = torch.cuda.memory_allocated()
+        with pytest.raises(torch.OutOfMemoryError) as kept:
+            with VRAMMeter("too much", budget_gb=2, advice="Take less.") as meter:
+                layer(torch.ones(2**24, device="cuda"), 99)
+        assert kept.value.__traceback__ and torch.cuda.memory_allocated() == before
+        assert meter.peak_allocated_gib > 0.5 and capsys.readouterr().out.endswith(" Take less.\n")
+        assert torch.ones(2**28, device="cuda").sum() == 2**28  # a GiB in one piece
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+# --- a kernel that dies, and one that is interrupted
+
+
+def notebook_of(lesson, cells, folder):
+    """The named cells of a lesson as a notebook of their own."""
+    notebook = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", 4)
+    notebook.cells = [cell for cell in notebook.cells if cell.id in cells.split()]
+    forecasts_too = nbformat.v4.new_code_cell("from helpers.forecast import forecasts", id="forecasts")
+    notebook.cells.insert(2, forecasts_too)
+    path = folder / "lesson.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def command(path, out, **given):
+    words = [word for name, value in (SMALL | given).items() for word in ("-p", name, str(value))]
+    return [sys.executable, "-m", "helpers.run_lesson", str(path), "--out", str(out), *words]
+
+
+def printed(out, cell_id):
+    (cell,) = [cell for cell in nbformat.read(out / "lesson.ipynb", 4).cells if cell.id == cell_id]
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def until(happened, seconds=90):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it has not happened"
+        time.sleep(0.1)
+
+
+def half_written(out):
+    return [path for path in out.rglob("*") if "part" in path.name or "tmp" in path.name]
+
+
+@pytest.mark.lesson
+def test_after_a_crash_the_rerun_skips_what_is_finished(tmp_path):
+    cells = CELLS["01_ltx_video"] + " generate save-latents decode"
+    path, out = notebook_of("01_ltx_video", cells, tmp_path), tmp_path / "out"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command(path, out, steps=100_000), env=env, cwd=ROOT, stderr=subprocess.PIPE)
+    until(lambda: started_generating(out))
+    processes = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
+    for process in reversed(processes):
+        process.kill()
+    assert first.wait() == -9
+    psutil.wait_procs(processes, timeout=10)
+    assert len(list((out / "embeddings").iterdir())) == 1
+    assert not (out / "ltx_video" / "latents.safetensors").exists()
+    for partial in out.glob("*.partial.ipynb"):  # papermill's own record of the run that was killed
+        partial.unlink()
+    assert half_written(out) == []
+
+    for run in ("second", "third"):
+        subprocess.run(command(path, out), env=env, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        assert "already: the encoder is not needed" in printed(out, "load-text-encoder")
+        assert ("not made again: 2 steps" in printed(out, "generate")) == (run == "third")
+        assert "9 frames of 64x64" in printed(out, "decode")
+
+
+def started_generating(out):
+    """Whether papermill has begun the cell `generate`; it writes the notebook after each cell and at its start."""
+    for path in out.glob("*.partial.ipynb"):
+        try:
+            cells = json.loads(path.read_text())["cells"]
+        except ValueError:  # just being written
+            return False
+        begun = [cell["id"] for cell in cells if cell["metadata"].get("papermill", {}).get("status") == "running"]
+        return begun == ["generate"]
+    return False
+
+
+@pytest.fixture
+def kernel():
+    with _this_python_as_kernel():
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel(cwd=str(ROOT), env=os.environ | {"PYTHONPATH": str(ROOT)})
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        yield manager, client
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def execute(client, code, then=None):
+    """Runs code; `then` is called at its first display. Returns what it prints, and the name of its error."""
+    asked, text, error = client.execute(code), "", None
+    while True:
+        try:
+            message = client.get_iopub_msg(timeout=120)
+        except queue.Empty:
+            pytest.fail("the kernel does not answer")
+        if message["parent_header"].get("msg_id") != asked:
+            continue
+        kind, content = message["msg_type"], message["content"]
+        if kind == "display_data" and then is not None:
+            then, _ = None, then()
+        elif kind == "stream":
+            text += content["text"]
+        elif kind == "error":
+            error = content["ename"]
+        elif kind == "status" and content["execution_state"] == "idle":
+            return text, error
+
+
+@pytest.mark.lesson
+def test_an_interrupt_ends_the_meter_and_leaves_nothing_half_written(kernel, tmp_path):
+    manager, client = kernel
+    given = SMALL | {"out_dir": str(tmp_path), "steps": 100_000}
+    cells = sources("01_ltx_video")
+    for name in CELLS["01_ltx_video"].split():
+        text, error = execute(client, cells[name])
+        assert error is None, (name, text)
+        if name == "parameters":
+            values = "; ".join(f"{key} = {value!r}" for key, value in given.items())
+            execute(client, f"{values}\nfrom helpers.forecast import forecasts")
+
+    def interrupt():
+        time.sleep(2)  # the meter is on the page, and the steps have begun
+        manager.interrupt_kernel()
+
+    text, error = execute(client, cells["generate"], then=interrupt)
+    assert error == "KeyboardInterrupt", text
+    ask = "import threading; print([t.name for t in threading.enumerate() if 'VRAMMeter' in t.name], pipe)"
+    assert execute(client, ask) == ("[] None\n", None)
+    assert half_written(tmp_path) == [] and not list((tmp_path / "ltx_video").iterdir())
+
+    execute(client, "import dataclasses; settings = dataclasses.replace(settings, steps=2)")
+    for name in ("generate", "save-latents"):
+        assert execute(client, cells[name])[1] is None
+    assert load_file(tmp_path / "ltx_video" / "latents.safetensors")["latents"].isfinite().all()
