@@ -17,14 +17,27 @@ import numpy as np
 
 from helpers.tape import Tape
 
-# What is reached of a datasheet's rate. Set once so that eleven timings of full-size stages on an H100 (torch 2.11)
-# come out within 25 %; measured rates of one's own card need only the share that whole models reach of them.
-MATMUL, ATTENTION, CONVOLUTION, BANDWIDTH = 0.65, 0.65, 0.17, 0.72
-PINNED, PAGEABLE = 0.8, 0.3  # of the PCIe link's rate, for copies from pinned and from pageable RAM
-LAUNCH_SECONDS = 8e-6  # the least that one operation takes: Python and the launch of a kernel
-# What one hook call adds on the host, from the miniature's run in data/measurements/ltx_video_miniature_h200.json.
-SEQUENTIAL_CALL_SECONDS, GROUP_CALL_SECONDS = 3.5e-4, 1.5e-4
+# What is reached of a datasheet's rate. Set once so that the steps of five full-size models on an H100 and an H200
+# (torch 2.11) come out within 25 %; measured rates of one's own card need only the share that whole models reach.
+MATMUL, ATTENTION, CONVOLUTION, BANDWIDTH = 0.65, 0.9, 0.17, 0.76
+# Attention takes an exponential for each pair of tokens, one for each 16 fp32 operations that the card could do (CUDA
+# programming guide, throughput of arithmetic instructions: 16 against 128 multiply-adds a clock), and while it does,
+# its matrix units wait. So heads of 64 channels reach 0.5 of the card's rate and heads of 128 reach 0.65, as measured
+# on an H200; the reason is in the FlashAttention-3 paper (Shah et al., 2024, section 3).
+OPERATIONS_PER_EXPONENTIAL = 16
 PCIE = {3: 15.75, 4: 31.5, 5: 63.0}  # GB/s of 16 lanes, one way, by generation (PCI-SIG)
+PINNED = 0.8  # of that link's rate, for copies from pinned RAM
+# GB/s from pageable RAM, which one core copies into a pinned buffer, and back into fresh RAM, which the system has to
+# fill with zeros page by page. Weights of some GB, two H200 machines: 5.8 to 8.3, and 1.4 to 3.
+PAGEABLE, HOME = 8.0, 2.0
+LAUNCH_SECONDS = 8e-6  # the least that one operation takes: Python and the launch of a kernel
+# What hooks add on the CPU. For group offload timed on 300 small layers (84 us with one tensor, 105 with two, 20 for
+# each of a block's 160). For sequential offload what the steps of LTX-Video, Stable Video Diffusion and CogVideoX need
+# beyond their copies: 0.23 to 0.38 ms on two H200 machines.
+GROUP_CALL_SECONDS, GROUP_TENSOR_SECONDS, SEQUENTIAL_TENSOR_SECONDS = 6e-5, 2e-5, 3e-4
+# GB/s at which the card's memory is mapped and unmapped, with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True as in
+# the lessons: 70 us for each 20 MiB on an H200. Sequential offload does so all the time.
+MAPPING = 300
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Card:
         bf16, fp16, tf32, fp32: 10^12 operations a second, dense, with fp32 accumulation.
         bandwidth: Of its memory, GB/s.
         pinned, pageable: Copies from pinned and from pageable RAM, GB/s.
+        home: Copies back into fresh RAM, GB/s.
         workspace_mib: What PyTorch allocates for cuBLAS (CUDABlas: 32 MiB on Hopper, else 8.1).
         source: Where the rates come from.
     """
@@ -49,27 +63,32 @@ class Card:
     bandwidth: float
     pinned: float
     pageable: float
+    home: float = HOME
     workspace_mib: float = 8.125
     source: str = "measured"
 
     def clock(self, tape: Tape) -> np.ndarray:
         """Seconds from the tape's start at the end of each event."""
-        rates = {"bfloat16": self.bf16, "float16": self.fp16, "tf32": self.tf32, "float32": self.fp32}
-        speeds = []
-        for kind in tape.kind_names:
-            share = ATTENTION if kind.startswith("attention") else CONVOLUTION if kind.startswith("conv") else MATMUL
-            speeds.append(1e12 * share * rates.get(kind.rpartition("torch.")[2], self.fp32))
-        arithmetic = tape.flops / np.array(speeds)[tape.kinds]
+        arithmetic = tape.flops * np.array([self._operation_seconds(kind) for kind in tape.kind_names])[tape.kinds]
         memory = tape.moved / (1e9 * BANDWIDTH * self.bandwidth)
-        launched = (tape.flops > 0) | (tape.moved > 0)
-        return np.cumsum(np.where(launched, np.maximum(np.maximum(arithmetic, memory), LAUNCH_SECONDS), 0.0))
+        return np.cumsum(np.where(tape.launched, np.maximum(np.maximum(arithmetic, memory), LAUNCH_SECONDS), 0.0))
+
+    def _operation_seconds(self, kind: str) -> float:
+        """Seconds of one floating-point operation of a kind that a tape names."""
+        what, _, dtype = kind.rpartition("torch.")
+        rates = {"bfloat16": self.bf16, "float16": self.fp16, "tf32": self.tf32, "float32": self.fp32}
+        rate = 1e12 * rates.get(dtype, self.fp32)
+        if what.startswith("attention"):
+            operations = 4 * int(what.split()[1])  # of each pair of tokens, for each head
+            return 1 / (ATTENTION * rate) + OPERATIONS_PER_EXPONENTIAL / (1e12 * self.fp32 * operations)
+        return 1 / ((CONVOLUTION if what.startswith("convolution") else MATMUL) * rate)
 
 
 def _card(name, vram, half, tf32, fp32, bandwidth, pcie, source, *, bf16=None, workspace=8.125) -> Card:
     link = PCIE[pcie]
     return Card(
-        name, vram, half if bf16 is None else bf16, half, tf32, fp32, bandwidth, PINNED * link, PAGEABLE * link,
-        workspace, source,
+        name, vram, half if bf16 is None else bf16, half, tf32, fp32, bandwidth, PINNED * link,
+        min(PAGEABLE, PINNED * link), HOME, workspace, source,
     )  # fmt: skip
 
 
@@ -132,7 +151,7 @@ def measure_card(seconds: float = 2.0) -> Card:
 
     if not torch.cuda.is_available():
         raise RuntimeError("There is no CUDA device to measure: name a card of helpers.cards.CARDS instead.")
-    share = seconds / 7
+    share = seconds / 8
 
     def rate(work, amount: float) -> float:
         """`amount` per second, while `work` repeats."""
@@ -154,8 +173,14 @@ def measure_card(seconds: float = 2.0) -> Card:
     count = min(2**28, free // 8)
     there = torch.empty(count, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(there)
-    pageable = torch.empty(count, dtype=torch.uint8)
-    pinned = pageable.pin_memory()
+    pinned = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+    # More than a processor's cache holds, as weights are.
+    weights = [torch.ones(count // 4, dtype=torch.uint8) for _ in range(16)]
+
+    def send() -> None:
+        for part in weights:
+            there[: len(part)].copy_(part)
+
     tf32 = torch.backends.cuda.matmul.allow_tf32
     try:
         fp32 = product(torch.float32)
@@ -174,6 +199,7 @@ def measure_card(seconds: float = 2.0) -> Card:
         fp32=fp32 / 0.8,
         bandwidth=rate(lambda: other.copy_(there), 2 * count) / 1e9,
         pinned=rate(lambda: there.copy_(pinned, non_blocking=True), count) / 1e9,
-        pageable=rate(lambda: there.copy_(pageable), count) / 1e9,
+        pageable=rate(send, sum(map(len, weights))) / 1e9,
+        home=rate(there.cpu, count) / 1e9,
         workspace_mib=32 if properties.major == 9 else 8.125,
     )

@@ -112,6 +112,7 @@ class _Recorded:
     arch: Architecture
     request: Request
     tapes: Mapping[str, Tape]
+    upcasts: Mapping[str, int]  # bytes that casting a part for a stage adds to its weights
     left_out: tuple[str, ...]
 
 
@@ -123,7 +124,7 @@ def _record(checkpoint: str, quantization: str | None, dtype: torch.dtype | None
     arch = _architecture(checkpoint, quantization, dtype)
     steps = stages(arch, request)
     parts = {name: arch.part(name) for name in arch.on_card}
-    tapes = {}
+    tapes, upcasts = {}, {}
     for name in STAGES:
         tape = Tape()
         usual = sum(map(module_bytes, parts.values()))
@@ -132,11 +133,10 @@ def _record(checkpoint: str, quantization: str | None, dtype: torch.dtype | None
                 tape.keep(part)
             with tape, remembering(tape, *steps.alike()):
                 getattr(steps, name)()
-            cast = sum(map(module_bytes, parts.values())) - usual  # what casting a part for this stage adds
-        tape.live += cast
+            upcasts[name] = sum(map(module_bytes, parts.values())) - usual
         tapes[name] = tape
     title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
-    return _Recorded(title, arch, request, tapes, tuple(filter(None, [steps.left_out])))
+    return _Recorded(title, arch, request, tapes, upcasts, tuple(filter(None, [steps.left_out])))
 
 
 def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, streams: _Streams) -> Forecast:
@@ -147,14 +147,13 @@ def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, 
         module: f"{name}.{path}".rstrip(".") for name, part in parts.items() for path, module in part.named_modules()
     }
     fails = GGUF_SEQUENTIAL if offload == "sequential" and arch.quantization else ""
-    done, travel, compute = {}, None, 0.0
+    done = {}
     for name, tape in recorded.tapes.items():
         weights = placement.weights(tape)
-        moved = placement.travel(tape)
+        if offload != "sequential":  # there the part is cast in RAM, and is on the card a layer at a time
+            weights += recorded.upcasts[name]
         clock = clocks[name]
-        seconds = moved.seconds(float(clock[-1]), device)
-        if name == "denoise":
-            travel, compute = moved, float(clock[-1])
+        seconds = placement.seconds(tape, weights, clock, device)
         done[name] = _stage(name, tape, weights, clock, seconds, paths, device)
         if name == "denoise":
             placement.on_card.clear()  # the pipeline's call ends here, and sends everything home
@@ -162,13 +161,15 @@ def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, 
         moment: PROCESS_GIB + size / GIB
         for moment, size in ram_bytes(arch, placement, request, streams.low_cpu_mem_usage).items()
     }
+    step = recorded.tapes["denoise"]
     notes = list(recorded.left_out)
+    if swap := placement.swap_seconds(device):
+        notes.append(f"once a clip the two experts change places on the card: about {swap:.2g} s")
     if placement.use_stream and not streams.record:
         notes.append("record_stream=False adds a host wait for each group, which is not in the seconds")
     return Forecast(
-        recorded.name, offload, request, device, done, max(ram.values()), ram, travel.to_card / GIB,
-        float(recorded.tapes["denoise"].flops.sum()) / 1e12, travel.seconds(compute, device), compute, fails,
-        tuple(notes),
+        recorded.name, offload, request, device, done, max(ram.values()), ram, placement.travel(step).to_card / GIB,
+        float(step.flops.sum()) / 1e12, done["denoise"].seconds, float(clocks["denoise"][-1]), fails, tuple(notes),
     )  # fmt: skip
 
 

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from helpers.architecture import DENOISERS, Architecture
-from helpers.cards import GROUP_CALL_SECONDS, SEQUENTIAL_CALL_SECONDS, Card
+from helpers.cards import (
+    GROUP_CALL_SECONDS,
+    GROUP_TENSOR_SECONDS,
+    LAUNCH_SECONDS,
+    MAPPING,
+    SEQUENTIAL_TENSOR_SECONDS,
+    Card,
+)
 from helpers.stages import Request
 from helpers.tape import Tape, rounded
 
@@ -140,11 +148,10 @@ class Placement:
 
     def travel(self, tape: Tape) -> Travel:
         """What the hooks of group and sequential offload copy while the tape runs."""
-        streamed = blocking = back = calls = 0
+        streamed = blocking = back = hooks = 0
         for name, part in self.parts.items():
             for group in self.groups[name]:
                 times = len(tape.calls.get(group.leader, ()))
-                calls += times
                 # Without a stream the weights are copied back too: `module.to("cpu")`. Sequential offload keeps the
                 # CPU's copy and drops the card's. Block level never streams what is in no block.
                 if self.use_stream and not (self.offload == "group_block" and group.leader is part):
@@ -152,32 +159,98 @@ class Placement:
                 else:
                     blocking += times * group.bytes
                     back += times * group.bytes if self.offload != "sequential" else 0
-        return Travel(streamed, blocking, back, calls, self.offload == "sequential")
+                    hooks += times * self._hook_seconds(group)
+        return Travel(streamed, blocking, back, hooks)
+
+    def _hook_seconds(self, group: Group) -> float:
+        if self.offload == "sequential":
+            return SEQUENTIAL_TENSOR_SECONDS * len(group.tensors)
+        return GROUP_CALL_SECONDS + GROUP_TENSOR_SECONDS * len(group.tensors)
+
+    def seconds(self, tape: Tape, weights: np.ndarray, clock: np.ndarray, card: Card) -> float:
+        """An estimate of the stage's seconds with the mode's copies.
+
+        Args:
+            tape, weights: Of the stage; `weights` as `weights(tape)` gave them.
+            clock: `card.clock(tape)`.
+        """
+        travel = self.travel(tape)
+        waiting = travel.hooks + travel.blocking / (1e9 * card.pageable) + travel.back / (1e9 * card.home)
+        if self.offload == "sequential":
+            waiting += self._remapped(tape, weights) / (1e9 * MAPPING)
+        return waiting + self._streamed(tape, clock, card)
+
+    def _calls(self, tape: Tape) -> list[tuple[int, Group]]:
+        """The groups as they are called, each with the event that its call begins at."""
+        groups = (group for groups in self.groups.values() for group in groups)
+        calls = [(start, group) for group in groups for start, _ in tape.calls.get(group.leader, ())]
+        return sorted(calls, key=lambda call: call[0])
+
+    def _remapped(self, tape: Tape, weights: np.ndarray) -> int:
+        """Bytes of the card's memory that sequential offload maps anew.
+
+        After each weight, accelerate's `set_module_tensor_to_device` empties the allocator's cache, so that whatever
+        is allocated until the next call comes from the driver.
+        """
+        starts = [start for start, _ in self._calls(tape)]
+        if not starts:
+            return 0
+        highest = np.maximum.reduceat(tape.live + tape.work + weights, starts)
+        return int(np.maximum(highest - tape.live[starts], 0).sum())
+
+    def _streamed(self, tape: Tape, clock: np.ndarray, card: Card) -> float:
+        """Seconds of the computation beside streamed copies: the CPU, the copies and the card, each at its own time.
+
+        Each call's hook waits for the copy of its own group and begins that of the next one; then the CPU launches the
+        layer's operations. Which group is the next is noted once (`LazyPrefetchGroupOffloadingHook`), so that a layer
+        that is called again and again, as in a chunked feed-forward, is followed by what follows its last call. A group
+        that nobody has prefetched is copied while the CPU waits (`GroupOffloadingHook.pre_forward`).
+        """
+        calls = self._calls(tape) if self.use_stream else []
+        if self.offload == "group_block":
+            calls = [call for call in calls if call[1].leader not in self.parts.values()]
+        if not calls:
+            return float(clock[-1])
+        reached = np.concatenate([[0.0], clock])
+        launches = LAUNCH_SECONDS * np.concatenate([[0], np.cumsum(tape.launched)])
+        following = {group.leader: after for (_, group), (_, after) in pairwise(calls)}
+        ends = [start for start, _ in calls[1:]] + [tape.count]
+        first = calls[0][0]
+        cpu, done, copied, prefetched = launches[first], reached[first], 0.0, set()
+        for (start, group), end in zip(calls, ends, strict=True):
+            cpu = max(cpu, copied)
+            if group.leader not in prefetched:
+                cpu += group.bytes / (1e9 * card.pinned) + self._hook_seconds(group)
+            if after := following.get(group.leader):
+                copied = cpu + after.bytes / (1e9 * card.pinned)
+                cpu += self._hook_seconds(after)
+                prefetched.add(after.leader)
+            prefetched.discard(group.leader)
+            done = max(done, cpu) + reached[end] - reached[start]
+            cpu += launches[end] - launches[start]
+        return float(max(cpu, done))
+
+    def swap_seconds(self, card: Card) -> float:
+        """Seconds that model offload takes, once a clip, to send one expert home and bring the other; else 0."""
+        experts = [module_bytes(part) for name, part in self.parts.items() if name in DENOISERS]
+        if self.offload != "model" or len(experts) < 2:
+            return 0.0
+        return experts[0] / (1e9 * card.home) + experts[1] / (1e9 * card.pageable)
 
 
 @dataclass(frozen=True)
 class Travel:
-    """Bytes of weights that one stage copies: beside the computation, or while it waits; and the hooks' calls."""
+    """Bytes of weights that one stage copies: to the card beside the computation (`streamed`) or while it waits
+    (`blocking`), and back while it waits; and seconds of the hooks that wait."""
 
     streamed: int
     blocking: int
     back: int
-    calls: int
-    sequential: bool
+    hooks: float
 
     @property
     def to_card(self) -> int:
         return self.streamed + self.blocking
-
-    def seconds(self, compute: float, card: Card) -> float:
-        """The stage's seconds with these copies, where the computation alone takes `compute`."""
-        call = SEQUENTIAL_CALL_SECONDS if self.sequential else GROUP_CALL_SECONDS
-        waiting = (self.blocking + self.back) / (1e9 * card.pageable) + self.calls * call
-        # The hooks' own work is done by the CPU while the card computes, unless each waits for its copy.
-        if self.streamed:
-            hooks = self.calls * call
-            return max(compute, self.streamed / (1e9 * card.pinned), hooks) + waiting - hooks
-        return compute + waiting
 
 
 def ram_bytes(arch: Architecture, placement: Placement, request: Request, low_cpu_mem_usage: bool) -> dict[str, int]:

@@ -179,7 +179,7 @@ def test_the_summary_names_every_miss():
     assert text.startswith("4 of 5 stages") and "1 of 2 steps" in text
     assert "ltx_video 768x512x121 model denoise: 8.50 for 8.00 GiB" in text
     drawing = measure_stages.chart([row(), missed], "a GPU")
-    assert drawing.count('transform="translate') == 5 + 3  # the points and the legend
+    assert drawing.count('transform="translate') == 5 + 2 + 3  # stages, steps and the legend
     assert json.dumps(text)[1:20] in json.dumps(drawing)
 
 

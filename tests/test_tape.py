@@ -71,12 +71,22 @@ def test_fused_attention_stores_no_scores():
     assert tape.flops.sum() == 2 * 2 * 8 * 4096 * 4096 * 64
 
 
-@pytest.mark.parametrize(("layer", "copies"), [(nn.Conv2d, 0), (nn.Conv3d, 1)])
-def test_three_dimensional_convolutions_work_on_copies(layer, copies):
-    convolution = layer(16, 32, 3, padding=1, bias=False, device="meta")
+@pytest.mark.parametrize(
+    ("layer", "dtype", "kernel", "copies"),
+    [
+        (nn.Conv3d, torch.float32, 3, 1),
+        (nn.Conv3d, torch.bfloat16, 3, 1),
+        (nn.Conv2d, torch.float32, 3, 1),
+        (nn.Conv2d, torch.float32, 1, 0),
+        (nn.Conv2d, torch.float16, 3, 0),
+    ],
+)
+def test_which_convolutions_work_on_copies(layer, dtype, kernel, copies):
+    convolution = layer(16, 32, kernel, padding="same", bias=False, device="meta", dtype=dtype)
     dimensions = 3 if layer is nn.Conv3d else 2
-    tape = recorded(lambda: convolution(meta(1, 16, *[8] * dimensions)), convolution)
-    given, made, weights = 16 * 8**dimensions * 4, 32 * 8**dimensions * 4, convolution.weight.numel() * 4
+    tape = recorded(lambda: convolution(meta(1, 16, *[8] * dimensions, dtype=dtype)), convolution)
+    counts = 16 * 8**dimensions, 32 * 8**dimensions, convolution.weight.numel()
+    given, made, weights = (count * dtype.itemsize for count in counts)
     assert tape.peak_bytes == given + made + copies * (given + made + weights)
 
 

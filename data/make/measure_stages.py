@@ -2,11 +2,13 @@
 
 python -m data.make.measure_stages                        # all set-ups, on the first GPU; goes on where it stopped
 python -m data.make.measure_stages --only svd_xt --minutes 5
-python -m data.make.measure_stages --draw                 # only the chart, from the record that is there
+python -m data.make.measure_stages --compare              # without a GPU: today's forecasts of what was measured
+python -m data.make.measure_stages --draw                 # the same, and the chart of it
 
 The real pipelines are called as in the lessons, on dummy checkpoints of the full size (`helpers.dummies`), for two
 denoising steps and the decoding. Each set-up runs in a process of its own. The record goes to
-data/measurements/stages_<gpu>.json, and the chart beside it: forecast against measured, misses included.
+data/measurements/stages_<gpu>.json, with the forecasts of that day; the chart beside it sets those of today's code
+against what was measured, misses included.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from helpers.checks import OFFLOAD_MODES
 from helpers.dummies import CACHE, dummy_folder, gguf_path
 from helpers.forecast import forecasts
 from helpers.forecast_result import GIB, STAGES
+from helpers.placement import Placement
 
 from .train import ROOT
 
@@ -203,7 +206,12 @@ def child(job: dict) -> None:
 
 
 def compare(row: dict, configs: Path, card: str) -> dict:
-    """The row with the forecast of the same run beside it, and how far it missed."""
+    """The row with the forecast of the same run beside it, and how far it missed.
+
+    `step_seconds` was measured between the ends of the two steps. Where a model has two experts, each makes one of
+    them, so that the second contains model offload's exchange of the two: the forecast is that of a step and of the
+    exchange.
+    """
     one = forecasts(
         configs / row["model"], width=row["width"], height=row["height"], num_frames=row["num_frames"], card=card,
         modes=(row["offload"],),
@@ -212,61 +220,119 @@ def compare(row: dict, configs: Path, card: str) -> dict:
         return row | {"forecast_fails": one.fails}
     expected = {name: stage.peak_gib for name, stage in one.stages.items()}
     missed = {name: expected[name] - peak for name, peak in row["peaks"].items() if peak is not None}
+    arch = Architecture(configs / row["model"])
+    placement = Placement({name: arch.part(name) for name in arch.on_card}, row["offload"])
     return row | {
-        "forecast_peaks": expected, "missed_gib": missed, "forecast_step_seconds": one.step_seconds,
-        "forecast_ram_gib": one.peak_ram_gib,
+        "forecast_peaks": expected, "missed_gib": missed, "forecast_ram_gib": one.peak_ram_gib,
+        "forecast_step_seconds": one.step_seconds + placement.swap_seconds(one.card),
     }  # fmt: skip
 
 
-def summary(rows: list[dict]) -> str:
-    """How many stages are within 5 % or 0.15 GiB, how many steps within 25 %, and the stages that are not."""
-    misses, right, timed, count = [], 0, 0, 0
+def peak_misses(row: dict) -> dict[str, str]:
+    """What to say of the row's stages that are neither within 5 % nor within 0.15 GiB, by stage."""
+    return {
+        stage: f"{_run(row)} {stage}: {row['forecast_peaks'][stage]:.2f} for {row['peaks'][stage]:.2f} GiB"
+        for stage, miss in row.get("missed_gib", {}).items()
+        if abs(miss) > max(0.15, 0.05 * row["peaks"][stage])
+    }
+
+
+def step_miss(row: dict) -> str:
+    """What to say of the row's step if it is not within 25 %."""
+    expected = row.get("forecast_step_seconds")
+    if expected is None or abs(expected / row["step_seconds"] - 1) <= 0.25:
+        return ""
+    return f"{_run(row)} step: {expected:.2f} for {row['step_seconds']:.2f} s"
+
+
+def _run(row: dict) -> str:
+    return f"{row['model']} {row['width']}x{row['height']}x{row['num_frames']} {row['offload']}"
+
+
+def table(rows: list[dict]) -> str:
+    """A line for each run: forecast / measured GiB of each stage and seconds of a step."""
+    lines = [f"{'forecast / measured':<42}" + "".join(f"{stage + ', GiB':>20}" for stage in STAGES) + "      step, s"]
     for row in rows:
-        for stage, miss in row.get("missed_gib", {}).items():
-            count += 1
-            if abs(miss) > max(0.15, 0.05 * row["peaks"][stage]):
-                size = f"{row['width']}x{row['height']}x{row['num_frames']}"
-                figures = f"{row['forecast_peaks'][stage]:.2f} for {row['peaks'][stage]:.2f} GiB"
-                misses.append((abs(miss), f"{row['model']} {size} {row['offload']} {stage}: {figures}"))
-        if "forecast_step_seconds" in row:
-            timed += 1
-            right += abs(row["forecast_step_seconds"] / row["step_seconds"] - 1) <= 0.25
-    near = f"{count - len(misses)} of {count} stages within 5 % or 0.15 GiB; {right} of {timed} steps within 25 %"
-    return "\n".join([near, *(text for _, text in sorted(misses, reverse=True))])
+        if "missed_gib" not in row:
+            lines.append(f"{_run(row):<42}  {'fails, as forecast' if row['forecast_fails'] else 'failed'}")
+            continue
+        peaks = [f"{row['forecast_peaks'][stage]:.2f} / {row['peaks'][stage]:.2f}" for stage in row["missed_gib"]]
+        step = f"{row['forecast_step_seconds']:.2f} / {row['step_seconds']:.2f}"
+        lines.append(f"{_run(row):<42}" + "".join(f"{peak:>20}" for peak in peaks) + f"{step:>13}")
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict]) -> str:
+    """How many stages are within 5 % or 0.15 GiB, how many steps within 25 %, and those that are not."""
+    count = sum(len(row.get("missed_gib", ())) for row in rows)
+    timed = sum("forecast_step_seconds" in row for row in rows)
+    peaks = [text for row in rows for text in peak_misses(row).values()]
+    steps = list(filter(None, map(step_miss, rows)))
+    near = (
+        f"{count - len(peaks)} of {count} stages within 5 % or 0.15 GiB; "
+        f"{timed - len(steps)} of {timed} steps within 25 %"
+    )
+    return "\n".join([near, *peaks, *steps])
+
+
+SHAPES = {  # name: outline and colour of the points
+    "encode_image": ("M-4,0 4,0 M0,-4 0,4", svg.ORANGE),
+    "denoise": ("M-3.5,-3.5 h7 v7 h-7 z", svg.BLUE),
+    "decode": ("M0,-5 5,4 -5,4 z", svg.PURPLE),
+    "step": ("M-4,-4 4,4 M-4,4 4,-4", svg.BLUE),
+}
 
 
 def chart(rows: list[dict], gpu: str) -> str:
-    """Forecast against measured peaks of all stages, as SVG: a point on the diagonal is a forecast that came true."""
-    points = [
-        (row["peaks"][stage], row["forecast_peaks"][stage], stage)
-        for row in rows
-        for stage in row.get("missed_gib", ())
-    ]
-    top = 1.05 * max((max(one[:2]) for one in points), default=1.0)
-    frame = svg.Frame(56, 60, 476, 480, x_top=top, y_top=top)
-    colours = dict(zip(STAGES, (svg.ORANGE, svg.BLUE, svg.PURPLE), strict=True))
+    """Forecast against measured, as SVG: a point on the diagonal is a forecast that came true."""
+    rows = [row for row in rows if "missed_gib" in row]
+    peaks = [(row["peaks"][stage], row["forecast_peaks"][stage], stage) for row in rows for stage in row["missed_gib"]]
+    steps = [(row["step_seconds"], row["forecast_step_seconds"], "step") for row in rows]
     body = [
-        svg.text(14, 22, "Forecast against measured", size=13, weight="bold"),
-        svg.text(14, 40, f"peak allocated of each stage, GiB, on {gpu}; dashed: 5 %", fill=svg.GREY),
-        *frame.x_axis(), *frame.y_axis(),
+        svg.text(14, 22, f"Forecast against measured, on {gpu}", size=13, weight="bold"),
+        *_panel(14, "peak allocated of each stage, GiB; dashed: 5 %", peaks, 0.05),
+        *_panel(514, "seconds of a step; dashed: 25 %", steps, 0.25),
+    ]
+    for index, (stage, name) in enumerate(STAGES.items()):
+        y = 428 + 16 * index
+        body += [_point(348, y - 4, stage), svg.text(360, y, name)]
+    return svg.document(body, width=996, height=524, label=summary(rows))
+
+
+def _panel(left: float, title: str, points: list[tuple[float, float, str]], share: float) -> list[str]:
+    """Points (measured, forecast, shape) around the diagonal, with lines `share` above and below it."""
+    top = 1.05 * max((max(one[:2]) for one in points), default=1.0)
+    frame = svg.Frame(left + 42, 60, left + 462, 480, x_top=top, y_top=top)
+    body = [
+        svg.text(left, 40, title, fill=svg.GREY), *frame.x_axis(), *frame.y_axis(),
         svg.text(frame.right, frame.bottom + 30, "measured", anchor="end", fill=svg.GREY),
         svg.text(frame.left + 4, frame.top - 4, "forecast", fill=svg.GREY),
     ]  # fmt: skip
-    for share, dash in ((1.0, ""), (0.95, "4 4"), (1.05, "4 4")):
-        end = min(top, top / share)
-        line = (frame.left, frame.bottom, frame.x(end), frame.y(end * share))
-        body.append(svg.line(*line, stroke=svg.INK if share == 1 else svg.GREY, dash=dash))
-    shapes = {"encode_image": "M-4,0 4,0 M0,-4 0,4", "denoise": "M-3.5,-3.5 h7 v7 h-7 z", "decode": "M0,-5 5,4 -5,4 z"}
-    def point(x: float, y: float, stage: str) -> str:
-        at = f'transform="translate({x:.1f},{y:.1f})"'
-        return f'<path d="{shapes[stage]}" {at} fill="none" stroke="{colours[stage]}" stroke-width="1.6"/>'
+    for slope, dash in ((1.0, ""), (1 - share, "4 4"), (1 + share, "4 4")):
+        end = min(top, top / slope)
+        line = (frame.left, frame.bottom, frame.x(end), frame.y(end * slope))
+        body.append(svg.line(*line, stroke=svg.GREY if dash else svg.INK, dash=dash))
+    return body + [_point(frame.x(measured), frame.y(forecast), shape) for measured, forecast, shape in points]
 
-    for measured, forecast, stage in points:
-        body.append(point(frame.x(measured), frame.y(forecast), stage))
-    for index, (stage, name) in enumerate(STAGES.items()):
-        y = frame.bottom - 52 + 16 * index
-        body += [point(frame.right - 128, y - 4, stage), svg.text(frame.right - 116, y, name)]
-    return svg.document(body, width=496, height=524, label=summary(rows))
+
+def _point(x: float, y: float, shape: str) -> str:
+    outline, colour = SHAPES[shape]
+    at = f'transform="translate({x:.1f},{y:.1f})"'
+    return f'<path d="{outline}" {at} fill="none" stroke="{colour}" stroke-width="1.6"/>'
+
+
+def show(path: Path, configs: Path, draw: bool) -> None:
+    """Print today's forecasts beside a record's figures, and draw them beside the record."""
+    record = json.loads(path.read_text())
+    rows = [compare(row, configs, card_of(record["device"])) for row in record["rows"]]
+    print(f"{record['device']}, measured {record['date'][:10]}\n{table(rows)}\n{summary(rows)}")
+    if draw:
+        path.with_suffix(".svg").write_text(chart(rows, record["device"]) + "\n")
+
+
+def card_of(gpu: str) -> str:
+    """The name in `helpers.cards.CARDS` of a GPU."""
+    return next((name for name in CARDS if name.removesuffix(" 12GB") in gpu), "H100")
 
 
 def rows_of(job: dict, limit: float) -> Iterator[dict]:
@@ -299,22 +365,28 @@ def main():
     parser.add_argument("--configs", type=Path, default=CONFIGS)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--sizes", help="other set-ups: MODEL:WIDTHxHEIGHTxFRAMES, separated by commas")
-    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--compare", action="store_true", help="only set today's forecasts against the records")
+    parser.add_argument("--draw", action="store_true", help="the same, and draw it")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(json.loads(args.child))
+    measurements = ROOT / "data" / "measurements"
+    if args.compare or args.draw:
+        for path in [args.out] if args.out else sorted(measurements.glob("stages_*.json")):
+            show(path, args.configs, args.draw)
+        return None
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
-    known = next((name for name in CARDS if name.removesuffix(" 12GB") in gpu), "H100")
-    path = args.out or ROOT / "data" / "measurements" / f"stages_{known.lower().replace(' ', '_')}.json"
+    known = card_of(gpu)
+    path = args.out or measurements / f"stages_{known.lower().replace(' ', '_')}.json"
     record = json.loads(path.read_text()) if path.exists() else {"device": gpu, "rows": []}
     set_ups = SET_UPS
     if args.sizes:
         named = (one.split(":") for one in args.sizes.split(","))
         set_ups = [(model, *map(int, size.split("x"))) for model, size in named]
     deadline = time.monotonic() + 60 * args.minutes
-    for model, width, height, frames in () if args.draw else set_ups:
+    for model, width, height, frames in set_ups:
         key = {"model": model, "width": width, "height": height, "num_frames": frames}
         done = [row["offload"] for row in record["rows"] if key.items() <= row.items()]
         modes = [mode for mode in args.modes if mode not in done]
@@ -330,12 +402,10 @@ def main():
             print(json.dumps({name: row.get(name) for name in shown}), flush=True)
             record["rows"].append(row)
             save(record, path)
-    if torch.cuda.is_available() and not args.draw:
+    if torch.cuda.is_available():
         record["rates"] = vars(measure_card())
         save(record, path)
-    print(summary(record["rows"]))
-    if any("missed_gib" in row and row["missed_gib"] for row in record["rows"]):
-        path.with_suffix(".svg").write_text(chart(record["rows"], record["device"]) + "\n")
+        show(path, args.configs, draw=True)
 
 
 if __name__ == "__main__":
