@@ -110,16 +110,18 @@ def local_folder(repo: str, revision: str | None = None) -> str:
 def identity(repo: str, revision: str | None = None, parts: Iterable[str] = ("*",)) -> str:
     """Returns what tells a checkpoint from others: its repository and commit, or its folder's files as they are now.
 
+    Of a repository that is not on this machine yet, its small index is downloaded: the Hub knows a branch's commit.
+
     Args:
         repo, revision: As for `local_folder`.
         parts: Folders in it that count, as patterns; all by default.
-
-    Raises:
-        CheckpointError: If the repository has not been downloaded at this revision.
     """
-    folder = Path(local_folder(repo, revision))
-    if not Path(repo).is_dir():
-        return f"{repo}@{folder.name}"  # the cache of the Hub names its folders by the commit
+    folder = Path(repo)
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+
+        index = hf_hub_download(repo, "model_index.json", revision=revision)
+        return f"{repo}@{Path(index).parent.name}"  # the cache of the Hub names its folders by the commit
     files = sorted(file for part in parts for file in folder.glob(f"{part}/*") if file.is_file())
     states = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return f"{folder.resolve()}@{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"

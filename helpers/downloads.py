@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from helpers.charts import Table
-from helpers.checkpoints import GIB, CheckpointError, local_folder
+from helpers.checkpoints import GIB
 
 INDEX = "model_index.json"
 # Small files at the top of a repository that diffusers takes along wherever there are any.
@@ -182,7 +182,8 @@ def plan(
                 return _local_numbers(file) if file.path else _hub_numbers(api, repo, commit, file)
         except _http_errors() as error:
             reason, remedy = _advice(error, repo, revision)
-            parts, found = _in_cache(repo, revision, choose, f"{reason}: {remedy}")
+            known = next(iter(files)) if files else INDEX
+            parts, found = _in_cache(repo, revision, choose, known, f"{reason}: {remedy}")
             title = f"Nothing to download: {repo} is on this machine, and used without the Hub, for {reason}"
             numbers = _local_numbers
 
@@ -277,13 +278,20 @@ def _in_folder(folder: Path, choose: Any) -> tuple[dict[str, list[str]], dict[st
 
 
 def _in_cache(
-    repo: str, revision: str | None, choose: Any, said: str
+    repo: str, revision: str | None, choose: Any, known: str, said: str
 ) -> tuple[dict[str, list[str]], dict[str, _File]]:
-    """What an earlier download left. Raises DownloadError, with what the Hub `said`, unless it is complete."""
+    """What an earlier download left, which the file `known` was part of.
+
+    Raises DownloadError, with what the Hub `said`, unless it is complete.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, known, revision=revision)
+    if not isinstance(path, str):  # None, or a mark that the repository has no such file
+        raise DownloadError(said)
     try:
-        folder = Path(local_folder(repo, revision))
-        parts, found = _in_folder(folder, choose)
-    except (CheckpointError, DownloadError):
+        parts, found = _in_folder(Path(path.removesuffix(known)), choose)
+    except DownloadError:
         raise DownloadError(said) from None
     shards = {
         f"{name.rpartition('/')[0]}/{shard}"

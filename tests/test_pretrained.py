@@ -150,7 +150,9 @@ def test_only_what_is_needed_is_fetched_and_each_file_once(story):
     assert set(fetched) == NEEDED
     for name in NEEDED - {VAE}:
         assert fetched[name] == len(story.files[name]), name
-    assert {r.status for r in story.hub.requests if r.kind != "unknown"} <= {200, 206, 302, 307}
+    # A part that is loaded by itself may be in shards: diffusers asks for their index, and takes no for an answer.
+    asked = [r for r in story.hub.requests if r.kind != "unknown" and not r.file.endswith(".safetensors.index.json")]
+    assert {r.status for r in asked} <= {200, 206, 302, 307}
 
 
 @pytest.mark.lesson
