@@ -40,7 +40,7 @@ class ModeRun:
 
     `step_seconds` is one denoising step, `seconds` the whole block, `stages` the seconds of each phase.
     `latents_difference` is the largest absolute difference to the plain run's latents, None if not compared.
-    `failed` says what went wrong, None if nothing did.
+    `failed` says what went wrong, None if nothing did. `forecast_gib` is the VRAM peak that was forecast for it.
     """
 
     offload: str
@@ -53,6 +53,7 @@ class ModeRun:
     stages: dict[str, float]
     latents_difference: float | None = None
     failed: str | None = None
+    forecast_gib: float | None = None
 
     @classmethod
     def from_meter(
@@ -90,6 +91,7 @@ class ModeRun:
             stages=stages,
             latents_difference=_difference(latents, reference),
             failed=failed or meter.error,
+            forecast_gib=meter.forecast_gib,
         )
 
     @property

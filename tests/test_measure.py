@@ -1,0 +1,227 @@
+"""The command that measures the lessons: what it keeps of a run, of a failure and of a stop, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import time
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from data.make import forecasts, measure
+from helpers import runs
+from helpers.checks import OFFLOAD_MODES
+from tests.notebook_style import ROOT
+
+CARD = {"name": "NVIDIA H200", "vram_gib": 139.8, "free_gib": 139.0}
+PARAMETERS = """\
+weights: str = "miniature"  # which
+offload: str = "model"  # how
+steps: int = 4  # how many
+vram_budget_gb: float = 12.0  # GiB
+out_dir: str = "outputs"  # where
+how: str = "well"  # this test's own
+"""
+METER = """\
+from IPython.display import display
+text = "none: done, 12.5 s\\n  VRAM: peak 5.79 GiB allocated, 8.60 reserved, 9.10 device-wide\\n"
+text += "  RAM: peak 6.00 GiB, 1.00 before\\n  budget: 12.00 GiB\\n  forecast: 5.76 GiB"
+display({"text/plain": text}, raw=True)
+"""
+WORK = """\
+import os, sys, time
+from pathlib import Path
+folder = Path(out_dir) / "svd_xt"
+folder.mkdir(parents=True)
+if how == "slowly":
+    (folder / "kernel").write_text(str(os.getpid()))
+    time.sleep(60)
+if how == "killed":
+    os._exit(9)
+if how == "badly":
+    raise ValueError("the frame is too large")
+"""
+RECORD = """\
+import json
+modes = [{"offload": "none", "steps": steps}]
+(folder / "run.json").write_text(json.dumps({"model": "svd_xt", "weights": weights, "modes": modes}))
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """`tiny("badly")` measures a small lesson in place of `svd_xt`; returns the status and the record."""
+    cells = [
+        new_code_cell(PARAMETERS, id="parameters", metadata={"tags": ["parameters"]}),
+        *(new_code_cell(source, id=name) for name, source in (("meter", METER), ("work", WORK), ("record", RECORD))),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "tiny.ipynb")
+    set_up = measure.SetUp(str(tmp_path / "tiny.ipynb"), "svd_xt", (1024, 576, 25), "model")
+    monkeypatch.setattr(measure, "SET_UPS", {"svd_xt": set_up})
+    monkeypatch.setattr(measure, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "probe", lambda: None)
+
+    def tiny(how="well", *more):
+        where = ["--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
+        status = measure.main(["--weights", "miniature", "-p", "how", how, *where, *more])
+        path = tmp_path / "records/lessons_cpu/svd_xt.json"
+        return status, json.loads(path.read_text()) if path.exists() else None
+
+    return tiny
+
+
+def test_a_run_is_kept_with_its_meters_and_not_measured_twice(tiny, tmp_path, capsys):
+    status, record = tiny()
+    assert status == 0 and record["failed"] is None and record["modes"][0]["offload"] == "none"
+    assert record["setup"] == "svd_xt" and record["device"] == "cpu" and record["torch"] == record["versions"]["torch"]
+    (meter,) = record["meters"]
+    assert (meter["cell"], meter["title"], meter["state"], meter["seconds"]) == ("meter", "none", "done", 12.5)
+    figures = [meter[key] for key in ("peak_allocated_gib", "peak_reserved_gib", "peak_device_gib", "peak_ram_gib")]
+    assert figures == [5.79, 8.6, 9.1, 6.0] and meter["forecast_gib"] == 5.76
+    assert "meter: done, 12.5 s, 5.79 GiB allocated, 8.60 reserved" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "records").rglob("*.json")] == ["svd_xt.json"]  # nothing half-written
+
+    status, again = tiny("badly")
+    assert status == 0 and again == record and "recorded already" in capsys.readouterr().out
+    status, again = tiny("badly", "--again")
+    assert status == 1 and "modes" not in again
+
+
+def test_a_failure_is_kept_with_its_error_and_tried_again(tiny, capsys):
+    status, record = tiny("badly")
+    assert status == 1 and record["failed"].endswith("cell `work`: ValueError: the frame is too large")
+    assert record["num_frames"] == 25 and record["steps"] == 2 and "modes" not in record
+    assert len(record["meters"]) == 1, "what was measured before it failed"
+    assert "FAILED" in capsys.readouterr().out
+    assert tiny()[1]["failed"] is None
+
+
+def test_a_kernel_that_dies_is_a_failure(tiny):
+    status, record = tiny("killed")
+    assert status == 1 and "work" in record["failed"] and "died" in record["failed"]
+
+
+def test_a_lesson_that_runs_out_of_time_is_stopped_with_its_kernel(tiny, tmp_path):
+    status, record = tiny("slowly", "--lesson-minutes", "0.15")
+    assert status == 1 and record["failed"] == "stopped after 0.1 minutes" and 8 < record["lesson_seconds"] < 40
+    kernel = tmp_path / "work/svd_xt/svd_xt/kernel"
+    assert not kernel.exists() or not psutil.pid_exists(int(kernel.read_text()))
+    assert not list((tmp_path / "work").rglob("*.partial.ipynb"))
+
+
+def test_what_time_does_not_allow_is_named(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(measure.time, "monotonic", iter(range(0, 10**6, 1000)).__next__)
+    assert tiny("well", "--minutes", "2") == (1, None)
+    assert "time is up; not measured: svd_xt" in capsys.readouterr().out
+
+
+def test_failed_set_ups_come_after_those_that_were_never_tried(tmp_path, monkeypatch, capsys):
+    records = tmp_path / "lessons_h200"
+    runs.save({"failed": "ValueError"}, records / "wan22_i2v_a14b_720p.json")
+    runs.save({"modes": [{"offload": "none"}]}, records / "cogvideox_5b_i2v.json")
+    order, dropped = [], []
+    done = {"failed": None, "lesson_seconds": 1.0, "meters": [], "modes": [{}]}
+    monkeypatch.setattr(measure, "probe", lambda: CARD)
+    monkeypatch.setattr(measure, "make_dummy", lambda model, cache: 1.0)
+    monkeypatch.setattr(measure, "run", lambda set_up, options, folder, seconds: order.append(folder.name) or done)
+    monkeypatch.setattr(measure.shutil, "rmtree", lambda folder, ignore_errors: dropped.append(folder.name))
+    assert measure.main(["--out", str(tmp_path), "--drop-dummies"]) == 0
+    assert order == ["ltx_video", "svd_xt", "wan22_i2v_a14b", "wan22_ti2v_5b", "wan22_i2v_a14b_720p"]
+    assert dropped == ["ltx_video", "svd_xt", "wan22_ti2v_5b", "wan22_i2v_a14b"]  # the last one was needed twice
+    assert "cogvideox_5b_i2v: recorded already" in capsys.readouterr().out
+    kept = json.loads((records / "svd_xt.json").read_text())
+    assert kept["device"] == "NVIDIA H200" and kept["vram_cap_gib"] == 12.0 and kept["card_gib"] == 139.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "card", "expected"),
+    [
+        ([], None, "no CUDA device here"),
+        ([], CARD | {"vram_gib": 8.0, "free_gib": 7.6}, "7.6 of 8.0 GiB free, less than the budget of 12"),
+        (["--vram-budget-gb", "200"], CARD, "less than the budget of 200"),
+        (["--vram-budget-gb", "0"], CARD, "more than 0"),
+        (["--minutes", "-1"], CARD, "more than 0"),
+        (["--minutes", "nan"], CARD, "more than 0"),
+        (["--lesson-minutes", "soon"], CARD, "lesson-minutes"),
+        (["--steps", "1"], CARD, "two or more"),
+        (["--only", "svd"], CARD, "svd_xt"),
+        (["--weights", "pretrained"], CARD, "invalid choice"),
+        (["--cache", "FOLDER/models"], CARD, "called 'dummy'"),
+        (["--out", "FOLDER/file"], CARD, "file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(tmp_path, monkeypatch, capsys, arguments, card, expected):
+    monkeypatch.setattr(measure, "probe", lambda: card)
+    monkeypatch.setattr(measure, "make_dummy", lambda model, cache: 1.0)
+    monkeypatch.setattr(measure, "run", lambda *_: {"failed": None, "lesson_seconds": 1.0, "meters": []})
+    (tmp_path / "file").write_text("")
+    given = [word.replace("FOLDER", str(tmp_path)) for word in arguments]
+    where = [] if "--out" in given else ["--out", str(tmp_path / "records")]
+    try:
+        status = measure.main([*given, *where])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2 and expected in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_without_room_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "probe", lambda: CARD)
+    full = SimpleNamespace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    where = ["--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
+    assert measure.main(["--only", "svd_xt", "--cache", str(tmp_path / "dummy"), *where]) == 1
+    said = capsys.readouterr().out
+    assert "svd_xt needs" in said and "has 1.0 GB free" in said and "CLIP_LESSONS_CACHE" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA GeForce RTX 4070 Ti", "rtx_4070_ti"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx_4070_ti_super"),
+        ("NVIDIA GeForce RTX 3060", "rtx_3060_12gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100_sxm4_80gb"),
+    ],
+)
+def test_a_gpus_folder_has_its_usual_name(name, folder):
+    assert measure.short_name({"name": name}) == folder
+
+
+def test_the_set_ups_are_those_of_the_table_in_modes_that_there_are():
+    assert set(measure.SET_UPS) == set(forecasts.SET_UPS)
+    for one in measure.SET_UPS.values():
+        assert (ROOT / "notebooks" / f"{one.lesson}.ipynb").is_file() and one.offload in OFFLOAD_MODES
+
+
+def test_ending_a_process_ends_what_it_started():
+    code = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    code += "; print(p.pid, flush=True); p.wait()"
+    began = time.monotonic()
+    process = subprocess.Popen([measure.sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with measure.ended_with_all_it_started(process):
+        grandchild = int(process.stdout.readline())
+    process.stdout.close()
+    assert process.returncode and not psutil.pid_exists(grandchild) and time.monotonic() - began < 30
+
+
+@pytest.mark.lesson
+@pytest.mark.slow
+def test_a_lesson_is_measured(tmp_path, capsys):
+    where = ["--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
+    assert measure.main(["--weights", "miniature", "--only", "svd_xt", "--again", *where]) == 0
+    (path,) = (tmp_path / "records").rglob("svd_xt.json")
+    record = json.loads(path.read_text())
+    assert [mode["offload"] for mode in record["modes"]] == list(OFFLOAD_MODES)
+    cells = [meter["cell"] for meter in record["meters"]]
+    for cell in ("mode-none", "mode-group-leaf", "generate", "decode"):
+        assert cell in cells
+    assert all(mode["forecast_gib"] > 0 for mode in record["modes"])
+    assert len(runs.load(path.parent)) == 1, "it is a record like a reader's own"
