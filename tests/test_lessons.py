@@ -43,6 +43,7 @@ MATRIX = {
         "defaults": {},
         "own clip": {"clip": "OWN", "offload": "sequential", "steps": 2, "fit": "pad", "resample": "blend"},
     },
+    "06_scoreboard": {"defaults": {}},
 }  # fmt: skip
 NAMES = {
     "01_ltx_video": "ltx_video", "02_wan22_ti2v_5b": "wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf": "wan22_i2v_a14b",
@@ -51,7 +52,7 @@ NAMES = {
 MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
-EXERCISES = list(NAMES)  # the lessons with three to solve
+EXERCISES = [*NAMES, "06_scoreboard"]  # the lessons with three to solve
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "

@@ -1,0 +1,166 @@
+"""Write the README's table of measurements and its two charts from the records, and the clips' contact sheet.
+
+python -m data.make.scoreboard                  # the section of README.md between its markers, and two charts
+python -m data.make.scoreboard --check          # writes nothing; says what is not as it would be written
+python -m data.make.scoreboard --clips outputs  # data/pictures/scoreboard_clips.png, from the lessons' runs in a folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from helpers import pictures
+from helpers.checks import OFFLOAD_MODES
+from helpers.scoreboard import Row, by_set_up, continuations, measured, of_the_table, whole_runs
+from helpers.scoreboard_charts import grouped_bars
+
+from .train import ROOT
+
+BUDGET_GIB = 12.0
+BEGIN, END = "<!-- scoreboard: written by `python -m data.make.scoreboard` -->", "<!-- scoreboard: end -->"
+PICTURES = ("scoreboard_peaks.svg", "scoreboard_time.svg")
+COLOURS = 128  # of the contact sheet: drawn frames need no more, and the file stays small
+
+
+def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
+    """The README's section: a table of the modes, the charts, and the whole runs within the budget if there are any."""
+    device, names = rows[0].device, dict.fromkeys(row.set_up for row in rows)
+    lines = [
+        f"The five models at full size with random weights, in every mode, on one {device.removeprefix('NVIDIA ')}. "
+        "Each cell: peak GiB of allocated VRAM, and the time of a denoising step over that of the plain run. Bold "
+        f"stays below {BUDGET_GIB:g} GiB.",
+        "",
+        f"| | {' | '.join(OFFLOAD_MODES)} | plain step |",
+        "|---" * (len(OFFLOAD_MODES) + 2) + "|",
+    ]
+    for name in names:
+        own = {row.offload: row for row in rows if row.set_up == name}
+        plain = next((row.resident_step_seconds for row in own.values() if row.resident_step_seconds), None)
+        cells = [_cell(own.get(mode)) for mode in OFFLOAD_MODES]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'' if plain is None else f'{plain:.3g} s'} |")
+    lines += [
+        "",
+        f"![Peak VRAM of every offload mode of the set-ups, against {BUDGET_GIB:g} GiB](data/pictures/{PICTURES[0]})",
+        f"![Time of a denoising step in every mode, as a ratio to the plain run](data/pictures/{PICTURES[1]})",
+    ]
+    if any(row.exchange for row in rows):
+        note = "A14B's two experts change places once a clip in `model` offload; the ratio spreads that over its steps."
+        lines += ["", note]
+    if whole:
+        note = "The lessons decode with the VAE alone, without the denoiser: where that is the peak, modes are alike."
+        lines += ["", note]
+        lines += [
+            "",
+            f"Whole lessons, from the prompt to the decoded clip, with PyTorch held to {BUDGET_GIB:g} GiB:",
+            "",
+            "| | mode | peak allocated | reserved | RAM | prompt | step | decode | same latents |",
+            "|---" * 9 + "|",
+        ]
+        for one in whole:
+            gib = (one["peak_allocated_gib"], one["peak_reserved_gib"], one["peak_ram_gib"])
+            seconds = (one["prompt_seconds"], one["step_seconds"], one["decode_seconds"])
+            cells = [one["set_up"], one["offload"], *(_figure(value, "GiB") for value in gib)]
+            cells += [*(_figure(value, "s") for value in seconds), one["same_latents"]]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "`python -m data.make.measure` runs the lessons on your own card and adds its record. "
+        "[Lesson 06](notebooks/06_scoreboard.ipynb) sets these figures beside your runs.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    if row.failed or row.peak_gib is None:
+        return "out of memory" if row.overflowed else "fails"
+    ratio = "" if row.ratio is None else f" · {row.ratio:.2f}×"
+    return f"**{row.peak_gib:.1f}**{ratio}" if row.peak_gib <= BUDGET_GIB else f"{row.peak_gib:.1f}{ratio}"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.3g} {unit}"
+
+
+def charts(rows: Sequence[Row]) -> dict[str, str]:
+    """The two charts as SVG, by the name of their file."""
+    device = rows[0].device.removeprefix("NVIDIA ")
+    peaks = grouped_bars(
+        f"Peak VRAM of every offload mode, on one {device}", by_set_up(rows, "peak_gib"), limit=BUDGET_GIB,
+        limit_name="budget", what=f"peak allocated by PyTorch, GiB; hollow: more than {BUDGET_GIB:g}",
+    )  # fmt: skip
+    time = grouped_bars(
+        f"Time of every offload mode, on one {device}", by_set_up(rows, "ratio"), doubling=True,
+        what="seconds of a denoising step over those of the plain run; each line is twice the one before",
+    )  # fmt: skip
+    return {PICTURES[0]: peaks.svg + "\n", PICTURES[1]: time.svg + "\n"}
+
+
+def with_section(readme: str, text: str) -> str:
+    """`readme` with `text` between its markers.
+
+    Raises:
+        ValueError: If it has not exactly one pair of them.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.S)
+    if len(pattern.findall(readme)) != 1:
+        raise ValueError(f"README.md needs one pair of markers: {BEGIN} and {END}")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", readme)
+
+
+def wanted(root: Path = ROOT) -> dict[Path, str]:
+    """What the command writes: the text of each file."""
+    rows = of_the_table(measured(root / "data"))
+    if not rows:
+        raise ValueError(f"{root / 'data' / 'measurements'} has no record of a measured set-up")
+    readme = root / "README.md"
+    whole = [one for one in whole_runs(root / "data") if one["device"] == rows[0].device]
+    text = with_section(readme.read_text(encoding="utf-8"), section(rows, whole))
+    drawn = {root / "data" / "pictures" / name: content for name, content in charts(rows).items()}
+    return {readme: text, **drawn}
+
+
+def contact_sheet(folder: Path) -> Path:
+    """One row of frames for each model whose lesson was run into `folder`, the same moments in each."""
+    rows = continuations([folder])
+    if not rows:
+        raise ValueError(f"{folder} has no lesson's run with a clip: run the lessons with `--out {folder}` first")
+    page = pictures.side_by_side(rows, count=4, height=96)
+    path = ROOT / "data" / "pictures" / "scoreboard_clips.png"
+    return pictures.save_image(path, page.quantize(COLOURS, dither=Image.Dither.NONE))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns 0, or 1 where something is missing or, with --check, not as it would be written."""
+    parser = argparse.ArgumentParser(prog="python -m data.make.scoreboard", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; name the files that would change")
+    parser.add_argument("--clips", type=Path, help="draw the contact sheet from the lessons' runs in this folder")
+    options = parser.parse_args(arguments)
+    try:
+        if options.clips:
+            print(contact_sheet(options.clips).relative_to(ROOT))
+            return 0
+        stale = [(path, text) for path, text in wanted().items() if not _is(path, text)]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path, text in stale:
+        print(f"{path.relative_to(ROOT)}{' is not as its records say' if options.check else ''}")
+        if not options.check:
+            path.write_text(text, encoding="utf-8")
+    return int(options.check and bool(stale))
+
+
+def _is(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
