@@ -238,7 +238,8 @@ def write(path: str | Path, clip: Clip, *, audio_from: Clip | None = None, crf: 
     # Players take untagged video for BT.709 or BT.601 by its size; converted to one and tagged, colours stay.
     command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
     command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
-    command += ["-c:v", "libx264", "-crf", f"{crf}", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    command += ["-c:v", "libx264", "-preset", "faster", "-crf", f"{crf}"]
+    command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart"]
 
     with only_complete(path) as part:
         status, reason = run([*command, f"file:{part}"], np.ascontiguousarray(frames).data.cast("B"))

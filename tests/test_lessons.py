@@ -53,6 +53,7 @@ MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
 EXERCISES = [*NAMES, "06_scoreboard"]  # the lessons with three to solve
+of_lesson = pytest.mark.xdist_group  # what has no parameter `lesson`, and looks at the run of one
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "
@@ -204,6 +205,7 @@ def test_each_exercise_has_a_level_minutes_and_one_solution(lesson):
         assert tasks[number].count("<details><summary>Solution</summary>") == 1
 
 
+@of_lesson("01_ltx_video")
 @pytest.mark.lesson
 @pytest.mark.parametrize("run", LTX_RUNS)
 def test_the_longer_clip_is_the_clip_and_then_something_new(executed, run):
@@ -267,6 +269,7 @@ def test_the_longer_clip_has_the_clips_own_size_and_rate(executed, lesson, run):
     assert np.abs(new[-1] - new[0]).mean() > 1, "the continuation stands still"
 
 
+@of_lesson("04_stable_video_diffusion")
 @pytest.mark.lesson
 def test_the_lesson_without_words_shows_what_only_it_can_show(executed):
     folder, lesson = executed("04_stable_video_diffusion", "defaults"), "04_stable_video_diffusion"
@@ -278,6 +281,7 @@ def test_the_lesson_without_words_shows_what_only_it_can_show(executed):
     assert peaks == sorted(peaks) and peaks[-1] > 2 * peaks[1] and without > 10
 
 
+@of_lesson("05_cogvideox_5b_i2v")
 @pytest.mark.lesson
 def test_the_lesson_of_the_hour_counts_what_travels(executed):
     folder, lesson = executed("05_cogvideox_5b_i2v", "defaults"), "05_cogvideox_5b_i2v"
@@ -315,6 +319,7 @@ def test_wrong_values_of_the_last_two_lessons_are_refused_at_once(tmp_path, less
         exec(cells["check"], values)
 
 
+@of_lesson("02_wan22_ti2v_5b")
 @pytest.mark.lesson
 def test_the_encoder_is_met_only_once(executed, tmp_path):
     """The second run of a lesson finds the prompt's embeddings; another prompt does not."""
@@ -332,6 +337,7 @@ def test_the_encoder_is_met_only_once(executed, tmp_path):
     assert cut.load("the excavator lowers its arm and digs") is None
 
 
+@of_lesson("02_wan22_ti2v_5b")
 @pytest.mark.lesson
 def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed):
     folder, lesson = executed("02_wan22_ti2v_5b", "defaults"), "02_wan22_ti2v_5b"
@@ -341,6 +347,7 @@ def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed):
     assert "same latents: True" in printed(folder, lesson, "mend-chain")
 
 
+@of_lesson("03_wan22_i2v_a14b_gguf")
 @pytest.mark.lesson
 def test_the_gguf_lesson_shows_what_only_it_can_show(executed):
     folder, lesson = executed("03_wan22_i2v_a14b_gguf", "defaults"), "03_wan22_i2v_a14b_gguf"
@@ -354,6 +361,7 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed):
     assert gib[0] <= 12 < gib[1]
 
 
+@of_lesson("01_ltx_video")
 @pytest.mark.lesson
 def test_what_the_encoder_does_not_see_is_said(executed):
     assert "the whole prompt is seen" in printed(executed("01_ltx_video", "defaults"), "01_ltx_video", "encode-prompt")
@@ -377,6 +385,7 @@ def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
     assert kept.read_bytes() == before and [p.name for p in kept.parent.iterdir()] == ["continued.mp4"]
 
 
+@of_lesson("00_start_here")
 @pytest.mark.lesson
 def test_the_planner_leaves_its_chart_and_no_controls(executed):
     shown = [output["data"] for output in outputs(executed("00_start_here", "defaults"), "00_start_here", "planner")]
@@ -389,7 +398,7 @@ def test_the_planner_leaves_its_chart_and_no_controls(executed):
         ({"boundary": 1.5}, "boundary=1.5: between 0 and 1"),
         ({"boundary": "0.9"}, "without quotes"),
         ({"offload": "sequential"}, "nearest: 'group_leaf'"),
-        ({"preset": "4k"}, "'640x384 model offload'"),
+        ({"preset": "4k"}, "there are 640x384 model offload, 1280x720 group_leaf"),
         ({"num_frames": 16, "width": 250}, "nearest: 17"),
     ],
 )
