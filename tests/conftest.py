@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep in one process what shares something expensive: the tests of a file, and in `test_lessons` of a lesson."""
     for item in items:
