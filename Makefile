@@ -24,7 +24,7 @@ pages: $(READY) ## execute the lessons and build a site of them that opens witho
 	@$(BIN)/python -m data.make.pages $(ARGS)
 
 test: lint ## check the style, then run every test
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-browser: $(READY) ## run lessons in JupyterLab in a real browser
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'

@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,13 +27,20 @@ from helpers import cards
 from helpers.architecture import Architecture, ArchitectureError
 from helpers.cards import DEFAULT_CARD, Card
 from helpers.checks import OFFLOAD_MODES
-from helpers.forecast_result import GIB, STAGES, Forecast, Forecasts, Stage
+from helpers.forecast_result import GIB, Forecast, Forecasts, Stage
 from helpers.models import MODELS, model
 from helpers.placement import Placement, module_bytes, ram_bytes
 from helpers.replay import remembering
 from helpers.stages import Request, RequestError, stages
 from helpers.tape import Tape
 
+# What a stage depends on besides size and frames. A tape is recorded once for all requests that differ elsewhere.
+STAGE_OPTIONS = {
+    "encode_image": ("tiling",),
+    "denoise": ("guidance", "chunking"),
+    "decode": ("tiling", "decode_chunk_size"),
+}
+DEFAULTS = {field.name: field.default for field in fields(Request) if field.default is not MISSING}
 # Python, torch, diffusers and a CUDA context in RAM: the process of data/measurements/ltx_video_miniature_h200.json.
 PROCESS_GIB = 1.8
 GGUF_SEQUENTIAL = (
@@ -119,24 +126,29 @@ class _Recorded:
 _architecture = lru_cache(maxsize=4)(Architecture)  # building 14 billion parameters takes a second, even without memory
 
 
-@lru_cache(maxsize=32)
 def _record(checkpoint: str, quantization: str | None, dtype: torch.dtype | None, request: Request) -> _Recorded:
     arch = _architecture(checkpoint, quantization, dtype)
-    steps = stages(arch, request)
-    parts = {name: arch.part(name) for name in arch.on_card}
+    left_out = stages(arch, request).left_out  # and the request is one that the model can answer
     tapes, upcasts = {}, {}
-    for name in STAGES:
-        tape = Tape()
-        usual = sum(map(module_bytes, parts.values()))
-        with steps.prepared(name):
-            for part in parts.values():
-                tape.keep(part)
-            with tape, remembering(tape, *steps.alike()):
-                getattr(steps, name)()
-            upcasts[name] = sum(map(module_bytes, parts.values())) - usual
-        tapes[name] = tape
+    for name, options in STAGE_OPTIONS.items():
+        others = {option: DEFAULTS[option] for option in DEFAULTS if option not in options}
+        tapes[name], upcasts[name] = _tape(arch, name, replace(request, **others))
     title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
-    return _Recorded(title, arch, request, tapes, upcasts, tuple(filter(None, [steps.left_out])))
+    return _Recorded(title, arch, request, tapes, upcasts, tuple(filter(None, [left_out])))
+
+
+@lru_cache(maxsize=48)
+def _tape(arch: Architecture, stage: str, request: Request) -> tuple[Tape, int]:
+    """One stage's tape, and the bytes that casting a part for it adds to its weights."""
+    steps = stages(arch, request)
+    parts = [arch.part(name) for name in arch.on_card]
+    tape, usual = Tape(), sum(map(module_bytes, parts))
+    with steps.prepared(stage):
+        for part in parts:
+            tape.keep(part)
+        with tape, remembering(tape, *steps.alike()):
+            getattr(steps, stage)()
+        return tape, sum(map(module_bytes, parts)) - usual
 
 
 def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, streams: _Streams) -> Forecast:

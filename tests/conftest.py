@@ -1,6 +1,7 @@
 """Two test processes share the machine's cores, and so do the lessons and tools that they start."""
 
 import os
+import re
 
 import pytest
 
@@ -9,11 +10,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Keep in one process what shares something expensive: the tests of a file, and in `test_lessons` of a lesson."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            parameters = getattr(getattr(item, "callspec", None), "params", {})
-            lesson = parameters.get("lesson") if item.path.name == "test_lessons.py" else None
-            item.add_marker(pytest.mark.xdist_group(lesson or item.path.name))
+    """The lessons first: they take longest, and what comes last should be short."""
+    items.sort(key=lambda item: item.path.name != "test_lessons.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keeps in one process what shares something expensive: the tests of a file, and in `test_lessons` of a lesson."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrLesson(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            lesson = re.search(r"test_lessons\.py::.*\[(\d\d_\w+)", nodeid)
+            return lesson[1] if lesson else nodeid.partition("::")[0]
+
+    return ByFileOrLesson(config, log)

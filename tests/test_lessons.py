@@ -33,7 +33,7 @@ MATRIX = {
         },
         "own clip": {
             "clip": "OWN", "offload": "sequential", "num_frames": 9, "steps": 2, "prompt": LONG_PROMPT,
-            "encode": "layer_by_layer", "weights": "PUBLISHED SCHEDULE",
+            "encode": "layer_by_layer", "weights": "PUBLISHED SCHEDULE", "width": 288, "height": 160,
         },
     },
     "02_wan22_ti2v_5b": {"defaults": {}},
@@ -53,7 +53,6 @@ MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
 EXERCISES = [*NAMES, "06_scoreboard"]  # the lessons with three to solve
-of_lesson = pytest.mark.xdist_group  # what has no parameter `lesson`, and looks at the run of one
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "
@@ -205,11 +204,11 @@ def test_each_exercise_has_a_level_minutes_and_one_solution(lesson):
         assert tasks[number].count("<details><summary>Solution</summary>") == 1
 
 
-@of_lesson("01_ltx_video")
+@pytest.mark.parametrize("lesson", ["01_ltx_video"])
 @pytest.mark.lesson
 @pytest.mark.parametrize("run", LTX_RUNS)
-def test_the_longer_clip_is_the_clip_and_then_something_new(executed, run):
-    folder, given = executed("01_ltx_video", run), MATRIX["01_ltx_video"][run]
+def test_the_longer_clip_is_the_clip_and_then_something_new(executed, lesson, run):
+    folder, given = executed(lesson, run), MATRIX[lesson][run]
     result = folder / "ltx_video"
     assert {"continued.mp4", "poster.png", "latents.safetensors", "run.json"} == {p.name for p in result.iterdir()}
     defaults = model("ltx_video").defaults["miniature"]
@@ -269,22 +268,22 @@ def test_the_longer_clip_has_the_clips_own_size_and_rate(executed, lesson, run):
     assert np.abs(new[-1] - new[0]).mean() > 1, "the continuation stands still"
 
 
-@of_lesson("04_stable_video_diffusion")
+@pytest.mark.parametrize("lesson", ["04_stable_video_diffusion"])
 @pytest.mark.lesson
-def test_the_lesson_without_words_shows_what_only_it_can_show(executed):
-    folder, lesson = executed("04_stable_video_diffusion", "defaults"), "04_stable_video_diffusion"
+def test_the_lesson_without_words_shows_what_only_it_can_show(executed, lesson):
+    folder = executed(lesson, "defaults")
     moved = [float(line.split()[-1]) for line in printed(folder, lesson, "motion").splitlines()]
-    assert len(moved) == 3 and moved == sorted(moved), "a larger motion bucket moves more"
+    assert len(moved) == 2 and moved[0] < moved[1], "a larger motion bucket moves more"
     without, _ = (float(line.split()[-2]) for line in printed(folder, lesson, "chunking").splitlines()[1::-1])
     assert "difference of the latents to those with chunking: 0" in printed(folder, lesson, "chunking")
     peaks = [float(line.split()[-2]) for line in printed(folder, lesson, "decode-forecast").splitlines()]
     assert peaks == sorted(peaks) and peaks[-1] > 2 * peaks[1] and without > 10
 
 
-@of_lesson("05_cogvideox_5b_i2v")
+@pytest.mark.parametrize("lesson", ["05_cogvideox_5b_i2v"])
 @pytest.mark.lesson
-def test_the_lesson_of_the_hour_counts_what_travels(executed):
-    folder, lesson = executed("05_cogvideox_5b_i2v", "defaults"), "05_cogvideox_5b_i2v"
+def test_the_lesson_of_the_hour_counts_what_travels(executed, lesson):
+    folder = executed(lesson, "defaults")
     assert "512 layers, 1,024 tensors, 10.4 GiB" in printed(folder, lesson, "count")
     counts = [line.rsplit(": ", 1)[1] for line in printed(folder, lesson, "seen").splitlines()]
     assert len(counts) == 2 and counts[0] == counts[1], "both modes visit the same layers"
@@ -319,13 +318,13 @@ def test_wrong_values_of_the_last_two_lessons_are_refused_at_once(tmp_path, less
         exec(cells["check"], values)
 
 
-@of_lesson("02_wan22_ti2v_5b")
+@pytest.mark.parametrize("lesson", ["02_wan22_ti2v_5b"])
 @pytest.mark.lesson
-def test_the_encoder_is_met_only_once(executed, tmp_path):
+def test_the_encoder_is_met_only_once(executed, lesson, tmp_path):
     """The second run of a lesson finds the prompt's embeddings; another prompt does not."""
-    kept = executed("02_wan22_ti2v_5b", "defaults") / "embeddings"
-    assert "0 of 1 prompts found" in printed(kept.parent, "02_wan22_ti2v_5b", "embeddings-cache")
-    assert "512: largest difference" in printed(kept.parent, "02_wan22_ti2v_5b", "padding-check")
+    kept = executed(lesson, "defaults") / "embeddings"
+    assert "0 of 1 prompts found" in printed(kept.parent, lesson, "embeddings-cache")
+    assert "512: largest difference" in printed(kept.parent, lesson, "padding-check")
     cache = embeddings.Cache(kept, encoder=checkpoint("wan22_ti2v_5b"), dtype=torch.float32)
     found = cache.load("the excavator lowers its arm and digs")
     assert found.shape == (8, 32) and cache.load("the excavator lowers its arm and dig") is None
@@ -337,20 +336,20 @@ def test_the_encoder_is_met_only_once(executed, tmp_path):
     assert cut.load("the excavator lowers its arm and digs") is None
 
 
-@of_lesson("02_wan22_ti2v_5b")
+@pytest.mark.parametrize("lesson", ["02_wan22_ti2v_5b"])
 @pytest.mark.lesson
-def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed):
-    folder, lesson = executed("02_wan22_ti2v_5b", "defaults"), "02_wan22_ti2v_5b"
+def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed, lesson):
+    folder = executed(lesson, "defaults")
     lines = printed(folder, lesson, "overflow").splitlines()
     assert "UMT5EncoderModel" in lines[0] and "10.6 GiB: fits" in lines[0] and "does not fit" in lines[1]
     assert "before the transformer leaves: None" in printed(folder, lesson, "mode-model")
     assert "same latents: True" in printed(folder, lesson, "mend-chain")
 
 
-@of_lesson("03_wan22_i2v_a14b_gguf")
+@pytest.mark.parametrize("lesson", ["03_wan22_i2v_a14b_gguf"])
 @pytest.mark.lesson
-def test_the_gguf_lesson_shows_what_only_it_can_show(executed):
-    folder, lesson = executed("03_wan22_i2v_a14b_gguf", "defaults"), "03_wan22_i2v_a14b_gguf"
+def test_the_gguf_lesson_shows_what_only_it_can_show(executed, lesson):
+    folder = executed(lesson, "defaults")
     assert "largest difference to the library: 0.0" in printed(folder, lesson, "block")
     assert "failed, as forecast: KeyError: None" in printed(folder, lesson, "mode-sequential")
     plan = printed(folder, lesson, "experts").splitlines()
@@ -361,11 +360,11 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed):
     assert gib[0] <= 12 < gib[1]
 
 
-@of_lesson("01_ltx_video")
+@pytest.mark.parametrize("lesson", ["01_ltx_video"])
 @pytest.mark.lesson
-def test_what_the_encoder_does_not_see_is_said(executed):
-    assert "the whole prompt is seen" in printed(executed("01_ltx_video", "defaults"), "01_ltx_video", "encode-prompt")
-    cut = printed(executed("01_ltx_video", "own clip"), "01_ltx_video", "encode-prompt")
+def test_what_the_encoder_does_not_see_is_said(executed, lesson):
+    assert "the whole prompt is seen" in printed(executed(lesson, "defaults"), lesson, "encode-prompt")
+    cut = printed(executed(lesson, "own clip"), lesson, "encode-prompt")
     assert "not seen by the encoder: " in cut and "lowers its arm and digs" in cut
 
 
@@ -385,10 +384,10 @@ def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
     assert kept.read_bytes() == before and [p.name for p in kept.parent.iterdir()] == ["continued.mp4"]
 
 
-@of_lesson("00_start_here")
+@pytest.mark.parametrize("lesson", ["00_start_here"])
 @pytest.mark.lesson
-def test_the_planner_leaves_its_chart_and_no_controls(executed):
-    shown = [output["data"] for output in outputs(executed("00_start_here", "defaults"), "00_start_here", "planner")]
+def test_the_planner_leaves_its_chart_and_no_controls(executed, lesson):
+    shown = [output["data"] for output in outputs(executed(lesson, "defaults"), lesson, "planner")]
     assert len(shown) == 1 and "image/svg+xml" in shown[0] and "take model" in shown[0]["image/svg+xml"]
 
 
