@@ -216,8 +216,8 @@ def test_ending_a_process_ends_what_it_started():
 @pytest.mark.slow
 def test_a_lesson_is_measured(tmp_path, capsys):
     where = ["--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
-    assert measure.main(["--weights", "miniature", "--only", "svd_xt", "--again", *where]) == 0
-    (path,) = (tmp_path / "records").rglob("svd_xt.json")
+    assert measure.main(["--weights", "miniature", "--only", "ltx_video", "--again", *where]) == 0
+    (path,) = (tmp_path / "records").rglob("ltx_video.json")
     record = json.loads(path.read_text())
     assert [mode["offload"] for mode in record["modes"]] == list(OFFLOAD_MODES)
     cells = [meter["cell"] for meter in record["meters"]]
