@@ -13,8 +13,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
 FITS = ("crop", "pad")
 
@@ -107,6 +105,9 @@ def _inner_box(source_width: int, source_height: int, width: int, height: int) -
 
 
 def _resized(frames: np.ndarray, width: int, height: int) -> np.ndarray:
+    import torch  # here, because clips can be read without it
+    from torch.nn.functional import interpolate
+
     resized = np.empty((len(frames), height, width, 3), np.uint8)
 
     def some(begin: int) -> None:

@@ -12,8 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The lessons first: they take longest, and what comes last should be short."""
-    items.sort(key=lambda item: item.path.name != "test_lessons.py")
+    """The lessons first, then the other files that run one: what comes last should be short."""
+    long = {item.path for item in items if item.get_closest_marker("lesson") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != "test_lessons.py", item.path not in long))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -23,7 +24,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFileOrLesson(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            lesson = re.search(r"test_lessons\.py::.*\[(\d\d_\w+)", nodeid)
+            lesson = re.search(r"test_lessons\.py::.*\b(\d\d_[a-z]\w+)", nodeid)
             return lesson[1] if lesson else nodeid.partition("::")[0]
 
     return ByFileOrLesson(config, log)
