@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 GRANULE = 512  # CUDACachingAllocator.cpp, kMinBlockSize: every block is a multiple of it
@@ -187,38 +187,75 @@ def joined(segments: Sequence[Segment], column: str) -> np.ndarray:
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes every operation that reaches the dispatcher onto the tape."""
+    """Writes every operation that reaches the dispatcher onto the tape.
+
+    PyTorch works out many shapes in Python, which takes most of a forecast's time. So the results of an operation on
+    tensors of the same shapes are remembered; what looks at or changes its arguments' storages is run each time.
+    """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
+        self.results: dict[Any, tuple] = {}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        output = operation(*args, **kwargs)
-        tape = self.tape
-        outputs = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, torch.Tensor)]
-        new = [tensor for tensor in outputs if tape.follow(tensor)]
-        if operation.is_view or not (new or operation._schema.is_mutable):
+        if operation.is_view:
+            output = operation(*args, **kwargs)
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, torch.Tensor):
+                    self.tape.follow(leaf)
             return output
-        packet = operation.overloadpacket
-        inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
-        flops = flop_registry[packet](*args, **kwargs, out_val=output) if packet in flop_registry else 0
-        moved = sum(_traffic(tensor) for tensor in (*inputs, *outputs))
-        if packet is torch.ops.aten.native_layer_norm:
-            moved = max(moved, outputs[1].numel() * NORM_ROW_BYTES)
-        work, kind = 0, ""
-        if flops:
-            kind = str(outputs[0].dtype)
-            if packet is torch.ops.aten.convolution:
-                work = convolution_workspace(inputs[0], inputs[1], outputs[0])
-                # torch.backends.cudnn.allow_tf32 is on by default
-                kind = "convolution " + kind.replace("float32", "tf32")
-        name = str(packet).removeprefix("aten.")
-        if not inputs or "empty" in name:
-            moved = 0  # an empty tensor costs no time; what fills it does
-        tape.add(name, work=work, flops=flops, moved=moved, kind=kind)
+        leaves, structure = tree_flatten((args, kwargs))
+        key = operation, structure, tuple(map(_likeness, leaves))
+        if key in self.results:
+            layouts, kind, event = self.results[key]
+            made = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts]
+            for tensor in made:
+                self.tape.follow(tensor)
+            self.tape.add(**event)
+            return made[0] if kind is torch.Tensor else kind(made)
+        output = operation(*args, **kwargs)
+        outputs = tree_leaves(output)
+        new = [isinstance(leaf, torch.Tensor) and self.tape.follow(leaf) for leaf in outputs]
+        mutable = operation._schema.is_mutable
+        if any(new) or mutable:
+            event = _event(operation, args, kwargs, output)
+            self.tape.add(**event)
+            if all(new) and not mutable and type(output) in (torch.Tensor, tuple, list):
+                layouts = [(leaf.shape, leaf.stride(), leaf.dtype) for leaf in outputs]
+                self.results[key] = layouts, type(output), event
         return output
+
+
+def _likeness(leaf: Any) -> tuple:
+    """What an operation's result can depend on, as far as shapes go."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device.type, leaf.untyped_storage().nbytes()
+    return type(leaf), leaf
+
+
+def _event(operation: Any, args: tuple, kwargs: dict, output: Any) -> dict[str, Any]:
+    """The arguments of `Tape.add` for an operation."""
+    packet = operation.overloadpacket
+    inputs, outputs = (
+        [leaf for leaf in tree_leaves(one) if isinstance(leaf, torch.Tensor)] for one in ((args, kwargs), output)
+    )
+    flops = flop_registry[packet](*args, **kwargs, out_val=output) if packet in flop_registry else 0
+    moved = sum(_traffic(tensor) for tensor in (*inputs, *outputs))
+    if packet is torch.ops.aten.native_layer_norm:
+        moved = max(moved, outputs[1].numel() * NORM_ROW_BYTES)
+    work, kind = 0, ""
+    if flops:
+        kind = str(outputs[0].dtype)
+        if packet is torch.ops.aten.convolution:
+            work = convolution_workspace(inputs[0], inputs[1], outputs[0])
+            # torch.backends.cudnn.allow_tf32 is on by default
+            kind = "convolution " + kind.replace("float32", "tf32")
+    name = str(packet).removeprefix("aten.")
+    if not inputs or "empty" in name:
+        moved = 0  # an empty tensor costs no time; what fills it does
+    return {"operation": name, "work": work, "flops": flops, "moved": moved, "kind": kind}
 
 
 class _FusedAttention(TorchFunctionMode):
