@@ -28,7 +28,8 @@ def executed(tmp_path):
         new_output("display_data", {"image/svg+xml": chart, "text/plain": "a chart"}),
         new_output("display_data", {"image/png": PIXEL}),
         new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}),
-        new_output("stream", text="1 < 2"),
+        new_output("stream", text="1 < 2\n"),  # what is printed in pieces is one block
+        new_output("stream", text="2 < 3\n"),
     ]
     cells = [
         new_markdown_cell(f"# A lesson\n\n{BADGE} and [the next](01_ltx_video.ipynb)", id="title"),
@@ -49,7 +50,7 @@ def test_a_page_is_whole_and_takes_nothing_from_elsewhere(executed, tmp_path, ca
         f"{LESSONS[0].name}.html", f"{LESSONS[0].name}.png", "index.html", "style.css",
     ]  # fmt: skip
     page = (site / f"{LESSONS[0].name}.html").read_text(encoding="utf-8")
-    assert 'aria-label="a chart"' in page and 'alt="draw it"' in page and "1 &lt; 2" in page
+    assert 'aria-label="a chart"' in page and 'alt="draw it"' in page and "1 &lt; 2\n2 &lt; 3" in page
     assert 'href="01_ltx_video.html"' in page and ">Open in Colab</a>" in page
     assert "/home/me" not in page and "<script" not in page and "widget" not in page
     for text in (page, (site / "index.html").read_text(encoding="utf-8")):

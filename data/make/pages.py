@@ -23,6 +23,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
@@ -101,7 +102,9 @@ def page(lesson: Lesson, notebook: NotebookNode, before: Lesson | None, after: L
             cell.source = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]", "[Open in Colab]", cell.source)  # no remote badge
             cell.source = re.sub(r"\]\((\w+)\.ipynb", r"](\1.html", cell.source)
         cell.metadata.setdefault("alt", cell.id.replace("-", " "))  # for pictures that bring no text of their own
-    body, _ = HTMLExporter(raw_template=CELLS, exclude_anchor_links=True).from_notebook_node(notebook)
+    exporter = HTMLExporter(raw_template=CELLS, exclude_anchor_links=True)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # prints come in pieces, as time goes by
+    body, _ = exporter.from_notebook_node(notebook)
     links = [(before, "prev", "← {}"), (after, "next", "{} →")]
     nav = ['<a href="index.html">All lessons</a>'] + [
         f'<a rel="{rel}" href="{other.name}.html">{text.format(html.escape(other.title))}</a>'
