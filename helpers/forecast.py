@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +40,6 @@ STAGE_OPTIONS = {
     "denoise": ("guidance", "chunking"),
     "decode": ("tiling", "decode_chunk_size"),
 }
-DEFAULTS = {field.name: field.default for field in fields(Request) if field.default is not MISSING}
 # Python, torch, diffusers and a CUDA context in RAM: the process of data/measurements/ltx_video_miniature_h200.json.
 PROCESS_GIB = 1.8
 GGUF_SEQUENTIAL = (
@@ -131,8 +130,10 @@ def _record(checkpoint: str, quantization: str | None, dtype: torch.dtype | None
     left_out = stages(arch, request).left_out  # and the request is one that the model can answer
     tapes, upcasts = {}, {}
     for name, options in STAGE_OPTIONS.items():
-        others = {option: DEFAULTS[option] for option in DEFAULTS if option not in options}
-        tapes[name], upcasts[name] = _tape(arch, name, replace(request, **others))
+        seen = {option: getattr(request, option) for option in options}
+        tapes[name], upcasts[name] = _tape(
+            arch, name, Request(request.width, request.height, request.num_frames, **seen)
+        )
     title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
     return _Recorded(title, arch, request, tapes, upcasts, tuple(filter(None, [left_out])))
 

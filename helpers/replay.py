@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
-from helpers.tape import COLUMNS, Segment, Tape, joined
+from helpers.tape import COLUMNS, Segment, Tape, joined, layout_of, likeness
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def remembering(tape: Tape, *alike: Iterable[tuple[torch.nn.Module, str]]) -> It
 
 def _replaying(tape: Tape, module: torch.nn.Module, method: Callable, recordings: dict[Any, Recording]) -> Callable:
     def replaying(*args, **kwargs):
-        key = _signature((args, kwargs))
+        key = likeness((args, kwargs))
         if key not in recordings:
             recording = Recording(tape, module)
             output = method(*args, **kwargs)
@@ -117,26 +117,18 @@ class Recording:
     def _made(self, value: Any) -> Any:
         if not isinstance(value, _Shape):
             return value
-        shape, stride, dtype = value.key
-        tensor = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-        self.tape.follow(tensor)
-        return tensor
+        return self.tape.made(*value.layout)
 
 
 class _Shape:
-    """What is needed to make a meta tensor like another, and to tell two apart."""
+    """Stands for a tensor in a tree of arguments or results."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.key = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        self.layout = layout_of(tensor)
 
 
 def _shape_of(value: Any) -> Any:
     return _Shape(value) if isinstance(value, torch.Tensor) else value
-
-
-def _signature(tree: Any) -> Any:
-    leaves, spec = tree_flatten(tree)
-    return str(spec), tuple(_Shape(leaf).key if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
 
 
 def _lists(args: tuple, kwargs: dict) -> list[list]:

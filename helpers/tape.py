@@ -142,6 +142,12 @@ class Tape:
         self.now += size
         return True
 
+    def made(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A new tensor, followed like one that an operation made."""
+        tensor = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        self.follow(tensor)
+        return tensor
+
     def _enter_module(self, module: torch.nn.Module, _: object) -> None:
         if not self._inside:
             self.entries.append((module, self.count))
@@ -200,39 +206,39 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if operation.is_view:
-            output = operation(*args, **kwargs)
-            for leaf in tree_leaves(output):
-                if isinstance(leaf, torch.Tensor):
-                    self.tape.follow(leaf)
-            return output
-        leaves, structure = tree_flatten((args, kwargs))
-        key = operation, structure, tuple(map(_likeness, leaves))
+        key = None if operation.is_view else (operation, likeness((args, kwargs)))
         if key in self.results:
             layouts, kind, event = self.results[key]
-            made = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts]
-            for tensor in made:
-                self.tape.follow(tensor)
+            made = [self.tape.made(*layout) for layout in layouts]
             self.tape.add(**event)
             return made[0] if kind is torch.Tensor else kind(made)
         output = operation(*args, **kwargs)
         outputs = tree_leaves(output)
         new = [isinstance(leaf, torch.Tensor) and self.tape.follow(leaf) for leaf in outputs]
         mutable = operation._schema.is_mutable
-        if any(new) or mutable:
-            event = _event(operation, args, kwargs, output)
-            self.tape.add(**event)
-            if all(new) and not mutable and type(output) in (torch.Tensor, tuple, list):
-                layouts = [(leaf.shape, leaf.stride(), leaf.dtype) for leaf in outputs]
-                self.results[key] = layouts, type(output), event
+        if operation.is_view or not (any(new) or mutable):
+            return output
+        event = _event(operation, args, kwargs, output)
+        self.tape.add(**event)
+        if all(new) and not mutable and type(output) in (torch.Tensor, tuple, list):
+            self.results[key] = list(map(layout_of, outputs)), type(output), event
         return output
 
 
-def _likeness(leaf: Any) -> tuple:
-    """What an operation's result can depend on, as far as shapes go."""
-    if isinstance(leaf, torch.Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device.type, leaf.untyped_storage().nbytes()
-    return type(leaf), leaf
+def layout_of(tensor: torch.Tensor) -> tuple:
+    """What `Tape.made` needs to make a tensor like another."""
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def likeness(tree: Any) -> tuple:
+    """What the outcome of a call with these arguments can depend on, as far as shapes go: a key for a dictionary."""
+    leaves, structure = tree_flatten(tree)
+    return structure, tuple(
+        (*layout_of(leaf), leaf.device.type, leaf.untyped_storage().nbytes())
+        if isinstance(leaf, torch.Tensor)
+        else (type(leaf), leaf)
+        for leaf in leaves
+    )
 
 
 def _event(operation: Any, args: tuple, kwargs: dict, output: Any) -> dict[str, Any]:
