@@ -216,7 +216,7 @@ def run(set_up: SetUp, options: argparse.Namespace, folder: Path, seconds: float
         failed = f"stopped after {seconds / 60:.1f} minutes" if timed_out else failure(log.read(), process.returncode)
     taken = time.monotonic() - began
     show_new(folder, shown)
-    read = next((found for path in _notebooks(folder) if (found := meters(path))), [])
+    read = meters_so_far(folder)
     for path in folder.glob("*.partial.ipynb"):
         path.unlink()
     try:
@@ -227,14 +227,16 @@ def run(set_up: SetUp, options: argparse.Namespace, folder: Path, seconds: float
     return record | {"failed": failed, "lesson_seconds": taken, "meters": read}
 
 
-def _notebooks(folder: Path) -> list[Path]:
-    """The executed notebook as it is now: while it runs, after it has failed, or whole."""
-    return [path for pattern in ("*.partial.ipynb", "*.failed.ipynb", "*.ipynb") for path in folder.glob(pattern)]
+def meters_so_far(folder: Path) -> list[dict]:
+    """Those of the executed notebook as it is now: while it runs, after it has failed, or whole."""
+    patterns = ("*.partial.ipynb", "*.failed.ipynb", "*.ipynb")
+    notebooks = (path for pattern in patterns for path in folder.glob(pattern))
+    return next(filter(None, map(meters, notebooks)), [])
 
 
 def show_new(folder: Path, shown: int) -> int:
     """Print the meters that have come since `shown` of them were; returns how many there are."""
-    found = next((found for path in _notebooks(folder) if (found := meters(path))), [])
+    found = meters_so_far(folder)
     for meter in found[shown:]:
         print(said(meter), flush=True)
     return max(shown, len(found))
