@@ -63,6 +63,7 @@ def forecasts(
     use_stream: bool = True,
     record_stream: bool = True,
     low_cpu_mem_usage: bool = False,
+    vae_home: bool = True,
     card: str | Card = DEFAULT_CARD,
     modes: tuple[str, ...] = OFFLOAD_MODES,
 ) -> Forecasts:
@@ -79,6 +80,7 @@ def forecasts(
         tiling: Whether the VAE works in tiles, where it can.
         chunking, decode_chunk_size: The SVD UNet's forward chunking, and the frames that its decoder takes at once.
         use_stream, record_stream, low_cpu_mem_usage: Options of group offload.
+        vae_home: Whether the VAE, and SVD's CLIP, leave the card while the denoiser works in groups, as in the lessons.
         card: A name in `helpers.cards.CARDS`, or a `Card`, for the estimated seconds.
         modes: Which offload modes.
 
@@ -94,8 +96,8 @@ def forecasts(
     request = Request(width, height, num_frames, guidance, tiling, chunking, decode_chunk_size)
     recorded = _record(str(checkpoint), quantization, dtype, request)
     clocks = {name: device.clock(tape) for name, tape in recorded.tapes.items()}
-    streams = _Streams(use_stream, record_stream, low_cpu_mem_usage)
-    return Forecasts({mode: _forecast(recorded, mode, device, clocks, streams) for mode in modes})
+    groups = _GroupOffload(use_stream, record_stream, low_cpu_mem_usage, vae_home)
+    return Forecasts({mode: _forecast(recorded, mode, device, clocks, groups) for mode in modes})
 
 
 def forecast(checkpoint: str | Path, *, offload: str, **options) -> Forecast:
@@ -104,10 +106,11 @@ def forecast(checkpoint: str | Path, *, offload: str, **options) -> Forecast:
 
 
 @dataclass(frozen=True)
-class _Streams:
-    use: bool
-    record: bool
+class _GroupOffload:
+    use_stream: bool
+    record_stream: bool
     low_cpu_mem_usage: bool
+    vae_home: bool
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,10 @@ def _tape(arch: Architecture, stage: str, request: Request) -> tuple[Tape, int]:
         return tape, sum(map(module_bytes, parts)) - usual
 
 
-def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, streams: _Streams) -> Forecast:
+def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, groups: _GroupOffload) -> Forecast:
     arch, request = recorded.arch, recorded.request
     parts = {name: arch.part(name) for name in arch.on_card}
-    placement = Placement(parts, offload, use_stream=streams.use)
+    placement = Placement(parts, offload, groups.use_stream, groups.vae_home)
     paths = {
         module: f"{name}.{path}".rstrip(".") for name, part in parts.items() for path, module in part.named_modules()
     }
@@ -172,13 +175,13 @@ def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, 
             placement.on_card.clear()  # the pipeline's call ends here, and sends everything home
     ram = {
         moment: PROCESS_GIB + size / GIB
-        for moment, size in ram_bytes(arch, placement, request, streams.low_cpu_mem_usage).items()
+        for moment, size in ram_bytes(arch, placement, request, groups.low_cpu_mem_usage).items()
     }
     step = recorded.tapes["denoise"]
     notes = list(recorded.left_out)
     if swap := placement.swap_seconds(device):
         notes.append(f"once a clip the two experts change places on the card: about {swap:.2g} s")
-    if placement.use_stream and not streams.record:
+    if placement.use_stream and not groups.record_stream:
         notes.append("record_stream=False adds a host wait for each group, which is not in the seconds")
     return Forecast(
         recorded.name, offload, request, device, done, max(ram.values()), ram, placement.travel(step).to_card / GIB,

@@ -59,16 +59,22 @@ class Placement:
             them, because the lessons drop it first.
         offload: One of `helpers.checks.OFFLOAD_MODES`.
         use_stream: Whether group offload prefetches the next group on a stream of its own.
+        vae_home: Whether parts without groups, the VAE above all, come when they are called and leave when a denoiser
+            is, as in the lessons; else they stay on the card from the beginning.
     """
 
-    def __init__(self, parts: Mapping[str, torch.nn.Module], offload: str, use_stream: bool = True) -> None:
+    def __init__(
+        self, parts: Mapping[str, torch.nn.Module], offload: str, use_stream: bool = True, vae_home: bool = True
+    ) -> None:
         self.parts, self.offload = dict(parts), offload
         self.use_stream = use_stream and offload.startswith("group")
-        self.on_card: set[str] = set()  # model offload: what is there when the next stage begins
+        self.on_card: set[str] = set()  # of the parts that come and go as a whole: those there when a stage begins
         self.groups = {
             name: self._groups(part) if name in DENOISERS or offload == "sequential" else []
             for name, part in self.parts.items()
         }
+        moving = offload == "model" or vae_home and offload.startswith("group")
+        self.come_and_go = {name for name in self.parts if moving and not self.groups[name]}
 
     def _groups(self, part: torch.nn.Module) -> list[Group]:
         if self.offload == "sequential":
@@ -91,7 +97,7 @@ class Placement:
         return [Group(module, sum(rounded(tensor_bytes(t)) for t in own), own) for module, own in owners if own]
 
     def weights(self, tape: Tape) -> np.ndarray:
-        """Bytes of weights on the card at each event of the tape. For model offload, call it stage by stage."""
+        """Bytes of weights on the card at each event of the tape. Call it stage by stage: whole parts stay on."""
         events = tape.count
         changes = np.zeros(events + 1, dtype=np.int64)
 
@@ -99,37 +105,38 @@ class Placement:
             changes[start] += size
             changes[end] -= size
 
-        if self.offload == "none":
-            hold(sum(map(module_bytes, self.parts.values())), 0, events)
-        elif self.offload == "model":
-            self._model_offload(tape, hold)
-        else:
-            for name, part in self.parts.items():
-                if self.groups[name]:
-                    self._groups_in_flight(part, self.groups[name], tape, hold)
-                else:
-                    hold(module_bytes(part), 0, events)
-                if self.offload == "sequential":  # buffers stay on the card: `offload_buffers` is off
-                    hold(sum(rounded(tensor_bytes(buffer)) for buffer in part.buffers()), 0, events)
+        for name, part in self.parts.items():
+            if self.groups[name]:
+                self._groups_in_flight(part, self.groups[name], tape, hold)
+            elif name not in self.come_and_go:
+                hold(module_bytes(part), 0, events)
+            if self.offload == "sequential":  # buffers stay on the card: `offload_buffers` is off
+                hold(sum(rounded(tensor_bytes(buffer)) for buffer in part.buffers()), 0, events)
+        self._whole_parts(tape, hold)
         return np.cumsum(changes[:-1])
 
-    def _model_offload(self, tape: Tape, hold) -> None:
-        """A part arrives when it is first called and sends home only its forerunner in the pipeline's sequence."""
-        names = list(self.parts)
+    def _whole_parts(self, tape: Tape, hold) -> None:
+        """A part that comes and goes arrives when it is called, and leaves when one that sends it home is."""
         owner = {module: name for name, part in self.parts.items() for module in part.modules()}
-        since = dict.fromkeys(self.on_card, 0)
-        for module, event in tape.entries:
-            name = owner.get(module)
-            if name is None:
-                continue
-            position = names.index(name)
-            before = names[position - 1] if position else None
-            if before in since:
-                hold(module_bytes(self.parts[before]), since.pop(before), event)
-            since.setdefault(name, event)
+        calls = [(owner[module], event) for module, event in tape.entries if module in owner]
+        # A stage begins with its first part's call: what that sends home has gone before.
+        since = dict.fromkeys(self.on_card - self._sent_home_by(calls[0][0]), 0) if calls else {}
+        for name, event in calls:
+            for leaving in since.keys() & self._sent_home_by(name):
+                hold(module_bytes(self.parts[leaving]), since.pop(leaving), event)
+            if name in self.come_and_go:
+                since.setdefault(name, event)
         for name, start in since.items():
             hold(module_bytes(self.parts[name]), start, tape.count)
         self.on_card = set(since)
+
+    def _sent_home_by(self, name: str) -> set[str]:
+        """Model offload: only the forerunner in the pipeline's sequence. Groups: a denoiser sends all that is whole."""
+        if self.offload == "model":
+            names = list(self.parts)
+            position = names.index(name)
+            return set(names[max(0, position - 1) : position])
+        return self.come_and_go if self.groups[name] else set()
 
     def _groups_in_flight(self, part: torch.nn.Module, groups: list[Group], tape: Tape, hold) -> None:
         leaders = {group.leader: group for group in groups}
@@ -262,7 +269,8 @@ def ram_bytes(arch: Architecture, placement: Placement, request: Request, low_cp
     if placement.offload == "none":
         run = 0
     elif placement.offload.startswith("group"):
-        run = sum(size for name, size in parts.items() if placement.groups[name])
+        grouped = sum(size for name, size in parts.items() if placement.groups[name])
+        whole = sum(parts[name] for name in placement.come_and_go)
         if placement.use_stream:
             sizes = [
                 power_of_two(tensor_bytes(tensor))
@@ -270,11 +278,11 @@ def ram_bytes(arch: Architecture, placement: Placement, request: Request, low_cp
                 for group in groups
                 for tensor in group.tensors
             ]
-            pinned = sum(sizes)
-            run = run + 2 * max(sizes) if low_cpu_mem_usage else pinned
+            grouped = grouped + 2 * max(sizes) if low_cpu_mem_usage else sum(sizes)
             if placement.offload == "group_block" and not low_cpu_mem_usage:
                 # All blocks are pinned before the first lets go of its own copy, part by part.
                 loaded += max(parts[name] for name, groups in placement.groups.items() if groups)
+        run = grouped + whole
     # Floats for `postprocess_video`, and bytes for the clip.
     frames = request.num_frames * request.height * request.width * 3 * (4 + 4 + 1)
     return {

@@ -129,7 +129,7 @@ def measured(data: Path = DATA) -> list[Row]:
             found[row.device, row.set_up, row.offload] = row
     for path in sorted((data / "measurements").glob("lessons_*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        for row in lesson_rows(record, "measured"):
+        for row in lesson_rows(record, "measured", forecasts):
             key = row.device, row.set_up, row.offload
             if row.overflowed and key in found:
                 continue  # the lesson ran within the budget, and the stages did not: theirs is the full peak
@@ -141,22 +141,25 @@ def _stage_rows(record: Mapping, forecasts: Mapping) -> list[Row]:
     plain = {_size(row): row.get("step_seconds") for row in record["rows"] if row["offload"] == "none"}
     rows = []
     for row in record["rows"]:
-        today = forecasts.get(_size(row), {}).get(row["offload"], {}).get("peak_vram_gib")
-        then = max(row["forecast_peaks"].values()) if row.get("forecast_peaks") else None
+        # The first rows left the VAE on the card in the group modes: the forecast beside them is of that.
+        then = row["offload"].startswith("group") and not row.get("vae_home")
+        known = forecasts.get(_size(row), {}).get(row["offload"], {}).get("peak_vram_gib")
+        if row.get("forecast_peaks") and (then or known is None):
+            known = max(row["forecast_peaks"].values())
         rows.append(Row(
             "measured", *_size(row), row["offload"], record["device"],
             peak_gib=max(row["peaks"].values()) if row.get("peaks") else None,
             step_seconds=row.get("step_seconds"), resident_step_seconds=plain.get(_size(row)),
-            forecast_gib=then if today is None else today, failed=row.get("failed", ""),
+            forecast_gib=known, failed=row.get("failed", ""),
             exchange=_exchanges(row["model"], row["offload"]),
         ))  # fmt: skip
     return rows
 
 
-def lesson_rows(record: Mapping, source: str) -> list[Row]:
+def lesson_rows(record: Mapping, source: str, forecasts: Mapping) -> list[Row]:
     """The modes in a lesson's record. The lessons decode with the VAE alone, so that peak belongs to every mode."""
     decode = [meter for meter in record.get("meters", ()) if meter["cell"] == "decode" and meter["state"] == "done"]
-    published = published_forecasts().get(_size(record), {}) if decode else {}
+    published = forecasts.get(_size(record), {}) if decode else {}
     # In model offload, too, the VAE is alone on the card while it decodes.
     decoding = published["model"]["stages"]["decode"] if published else None
     rows = []
@@ -180,10 +183,10 @@ def yours(out_dir: str | Path) -> list[Row]:
 
     What cannot be read as a lesson's record is named in a warning and left out.
     """
-    newest = {}
+    forecasts, newest = published_forecasts(), {}
     for record in sorted(runs.load(out_dir), key=lambda one: str(one["date"])):
         try:
-            newest[_size(record), record["device"]] = lesson_rows(record, "yours")
+            newest[_size(record), record["device"]] = lesson_rows(record, "yours", forecasts)
         except (KeyError, TypeError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             warnings.warn(f"a record of {record['model']} is left out: no lesson writes it so ({what})", stacklevel=2)
