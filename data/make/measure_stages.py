@@ -115,13 +115,18 @@ def place(pipe, arch: Architecture, offload: str, device: str) -> None:
     else:
         whole = [name for name in arch.on_card if name not in arch.denoisers]
         hooks = [accelerate.cpu_offload_with_hook(getattr(pipe, name), torch.device(device))[1] for name in whole]
+
+        def send_home(*_) -> None:
+            for hook in hooks:
+                hook.offload()
+
         for name in arch.denoisers:
             apply_group_offloading(
                 getattr(pipe, name), onload_device=torch.device(device), offload_device=torch.device("cpu"),
                 offload_type="leaf_level" if offload == "group_leaf" else "block_level", num_blocks_per_group=1,
                 use_stream=device == "cuda", record_stream=device == "cuda",
             )  # fmt: skip
-            getattr(pipe, name).register_forward_pre_hook(lambda *_: [hook.offload() for hook in hooks] and None)
+            getattr(pipe, name).register_forward_pre_hook(send_home)
 
 
 class Stopwatch:
