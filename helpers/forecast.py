@@ -41,7 +41,7 @@ STAGE_OPTIONS = {
     "decode": ("tiling", "decode_chunk_size"),
 }
 # Python, torch, diffusers and a CUDA context in RAM: the process of data/measurements/ltx_video_miniature_h200.json.
-PROCESS_GIB = 1.8
+PROCESS_GIB = 2.0
 GGUF_SEQUENTIAL = (
     "sequential offload sends every weight through the meta device, where a GGUF weight loses its quantisation type "
     "(huggingface/diffusers issue 14691)"

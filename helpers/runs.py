@@ -208,6 +208,7 @@ def record(
     vram_cap_gib: float | None,
     mode_runs: Sequence[ModeRun],
     chosen: ModeRun,
+    step_seconds: float | None,
     stages: Mapping[str, float],
     forecast: object = None,
     extra: Mapping[str, object] | None = None,
@@ -218,7 +219,8 @@ def record(
         clip: name or path of the clip. Of an absolute path only the file's name is kept: a record is shared.
         vram_cap_gib: the cap set on the process in GiB, None for no cap.
         mode_runs: the modes that were compared. The one called "none" gives `resident_step_seconds`.
-        chosen: the two-step run in the mode that made the video, whose peaks and step time become the record's.
+        chosen: the two-step run in the mode that made the video, whose peaks become the record's.
+        step_seconds: a median step of the run that made the video.
         stages: seconds of each phase.
         forecast: what was forecast for it, as JSON-able values.
         extra: more keys of your own.
@@ -245,7 +247,7 @@ def record(
         "peak_reserved_gib": chosen.peak_reserved_gib,
         "peak_device_gib": chosen.peak_device_gib,
         "peak_ram_gib": chosen.peak_ram_gib,
-        "step_seconds": chosen.step_seconds,
+        "step_seconds": step_seconds,
         "resident_step_seconds": next((run.step_seconds for run in mode_runs if run.offload == "none"), None),
         "stages": dict(stages),
         "forecast": forecast,

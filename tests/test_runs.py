@@ -36,6 +36,7 @@ def a_record(**changes) -> dict:
         vram_cap_gib=None,
         mode_runs=[PLAIN, replace(MODEL, latents_difference=1e-6)],
         chosen=MODEL,
+        step_seconds=2.2,
         stages={"encode": 1.0, "denoise": 5.0, "decode": 2.0},
     )
     return record(**{**values, **changes})
@@ -176,7 +177,7 @@ def test_a_record_has_the_agreed_keys_and_survives_the_disk(tmp_path):
         stages forecast latents_equal modes versions date quantization"""
     assert made.keys() >= set(keys.split())
     assert made["peak_allocated_gib"] == 8.06
-    assert made["step_seconds"] == 2.25
+    assert made["step_seconds"] == 2.2
     assert made["resident_step_seconds"] == 1.5
     assert [mode["offload"] for mode in made["modes"]] == ["none", "model"]
     assert made["versions"].keys() == {"python", "torch", "diffusers", "transformers", "accelerate"}

@@ -116,7 +116,10 @@ def test_a_lessons_record_takes_the_place_of_the_stages(data):
     assert rows["none"].forecast_gib == decoding > 8.1 and not rows["none"].missed
     assert rows["model"].ratio == pytest.approx(0.8 / 0.7)
     assert rows["sequential"].step_seconds > 1, "what the lesson has not measured is left as it was"
-    assert rows["group_leaf"].peak_gib > 10 and not rows["group_leaf"].failed, "the full peak, beyond the budget"
+    stages = json.loads((ROOT / "data/measurements/stages_h200.json").read_text())["rows"]
+    (stage,) = (row for row in stages if (row["model"], row["offload"]) == ("svd_xt", "group_leaf"))
+    leaf = rows["group_leaf"]
+    assert leaf.peak_gib == max(stage["peaks"].values()) and not leaf.failed, "the full peak, beyond the budget"
 
     (whole,) = scoreboard.whole_runs(data())
     assert (whole["peak_allocated_gib"], whole["peak_reserved_gib"], whole["peak_ram_gib"]) == (9.2, 10.0, 24.0)

@@ -172,7 +172,13 @@ def measure(model: str, width: int, height: int, frames: int, offload: str, devi
     watch = Stopwatch(device)
     for name in arch.denoisers:
         getattr(pipe, name).register_forward_pre_hook(lambda *_: watch.enter("denoise"))
-    pipe.vae.decoder.register_forward_pre_hook(lambda *_: watch.enter("decode"))
+    decode = pipe.vae.decode
+
+    def watched_decode(*given, **options):  # a hook of the decoder would be too late: then the VAE has come
+        watch.enter("decode")
+        return decode(*given, **options)
+
+    pipe.vae.decode = watched_decode
     reserved = torch.cuda.max_memory_reserved() / GIB if device == "cuda" else None
     pipe(**given, output_type="np", callback_on_step_end=watch.step)
     watch.enter("end")
