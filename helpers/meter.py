@@ -23,6 +23,7 @@ The first two are exact peaks, kept by the allocator. The last two are sampled: 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import threading
@@ -65,14 +66,24 @@ class Sample(NamedTuple):
 
 
 def release() -> None:
-    """Give back what dropped pipelines held: PyTorch keeps freed memory, of the card and pinned in RAM, for later use.
+    """Give back what dropped pipelines held, and weights that have gone to the card or were pinned.
 
-    Offload hooks tie a pipeline into circles of references, which only the garbage collector finds.
+    PyTorch keeps freed memory, of the card and pinned in RAM, for later use, and so does malloc. Offload hooks tie a
+    pipeline into circles of references, which only the garbage collector finds.
     """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         getattr(torch._C, "_host_emptyCache", lambda: None)()  # pinned pages; there is no public name for it
+        trim()
+
+
+def trim() -> bool:
+    """Give freed RAM back to the system; False where malloc is not glibc's, which keeps pieces of up to 32 MiB."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 class VRAMMeter:

@@ -264,33 +264,39 @@ def ram_bytes(arch: Architecture, placement: Placement, request: Request, low_cp
     """Bytes of RAM that weights and frames take at each moment of a lesson, beside the process itself."""
     encoder = sum(map(tensor_bytes, arch.part("text_encoder").parameters())) if arch.text_encoder else 0
     parts = {name: sum(map(tensor_bytes, _tensors(part))) for name, part in placement.parts.items()}
-    loaded = sum(parts.values())
-    run = loaded
+    load = run = sum(parts.values())
     if placement.offload == "none":
         run = 0
     elif placement.offload.startswith("group"):
-        grouped = sum(size for name, size in parts.items() if placement.groups[name])
-        whole = sum(parts[name] for name in placement.come_and_go)
-        if placement.use_stream:
-            sizes = [
-                power_of_two(tensor_bytes(tensor))
-                for groups in placement.groups.values()
-                for group in groups
-                for tensor in group.tensors
-            ]
-            grouped = grouped + 2 * max(sizes) if low_cpu_mem_usage else sum(sizes)
-            if placement.offload == "group_block" and not low_cpu_mem_usage:
-                # All blocks are pinned before the first lets go of its own copy, part by part.
-                loaded += max(parts[name] for name, groups in placement.groups.items() if groups)
-        run = grouped + whole
+        grouped = {name: groups for name, groups in placement.groups.items() if groups}
+        run = sum(parts[name] for name in placement.come_and_go)
+        waiting = sum(parts[name] for name in grouped)
+        for name, groups in grouped.items():
+            sizes = [tensor_bytes(tensor) for group in groups for tensor in group.tensors]
+            waiting -= parts[name]
+            if not placement.use_stream or low_cpu_mem_usage:
+                run += parts[name]
+                continue
+            run += sum(map(power_of_two, sizes))
+            # Block level pins a part's blocks before the first lets go of its own copy. Leaf level lets go at once, but
+            # malloc keeps the small ones until the lesson's `release`.
+            block = placement.offload == "group_block"
+            copies = parts[name] if block else sum(size for size in sizes if size < KEPT_BY_MALLOC)
+            load = max(load, run + copies + waiting)
+        if placement.use_stream and low_cpu_mem_usage:  # only what is on its way is pinned
+            tensors = [tensor for groups in grouped.values() for group in groups for tensor in group.tensors]
+            run += 2 * max(power_of_two(tensor_bytes(tensor)) for tensor in tensors)
     # Floats for `postprocess_video`, and bytes for the clip.
     frames = request.num_frames * request.height * request.width * 3 * (4 + 4 + 1)
     return {
         "encode the prompt": encoder,
-        "load": max(loaded, run),
+        "load": max(load, run),
         "generate": run,
         "decode": run + frames,
     }
+
+
+KEPT_BY_MALLOC = 2**25  # glibc takes smaller pieces from its heap, and keeps what is freed there
 
 
 def power_of_two(size: int) -> int:

@@ -1,5 +1,6 @@
 """The meter measures what is there, says what it measured, and leaves nothing behind."""
 
+import ctypes
 import functools
 import gc
 import threading
@@ -12,11 +13,12 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import papermill
+import psutil
 import pytest
 import torch
 
 from helpers.charts import MOST_POINTS, Series, thin, timeline
-from helpers.meter import GIB, Sample, VRAMMeter
+from helpers.meter import GIB, Sample, VRAMMeter, trim
 from helpers.svg import fit, spread, ticks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,6 +184,21 @@ def test_the_vram_chart_has_all_its_lines_and_stays_small():
 
 def test_a_meter_that_never_ran_says_so_and_no_more():
     assert VRAMMeter("idle")._repr_mimebundle_() == {"text/plain": "idle: not started"}
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="is about glibc's malloc")
+def test_what_malloc_keeps_of_freed_weights_goes_back_to_the_system():
+    def resident():
+        return psutil.Process().memory_info().rss
+
+    torch.ones(2**22)  # once an array of 16 MiB has been freed, malloc takes smaller ones from its heap
+    pieces = [torch.ones(2**20) for _ in range(120)]  # 4 MiB each
+    copies = [piece.clone() for piece in pieces[::2]]  # as pinning does
+    del pieces[::2]
+    kept = resident()
+    assert trim()
+    assert kept - resident() > 150 * 2**20
+    assert len(copies) == len(pieces) == 60
 
 
 def test_thinning_keeps_the_peak():
