@@ -31,10 +31,10 @@ PINNED = 0.8  # of that link's rate, for copies from pinned RAM
 # fill with zeros page by page. Weights of some GB, two H200 machines: 5.8 to 8.3, and 1.4 to 3.
 PAGEABLE, HOME = 8.0, 2.0
 LAUNCH_SECONDS = 8e-6  # the least that one operation takes: Python and the launch of a kernel
-# What hooks add on the CPU. For group offload 20 us a tensor, timed on a block's 160, and for each call what the 3,933 of
-# Stable Video Diffusion's step need: in leaves it takes 1.46 and 1.64 s in the records of an H200. (300 small layers by
-# themselves took less, 60 us a call.) For sequential offload what the steps of LTX-Video, Stable Video Diffusion and
-# CogVideoX need beyond their copies: 0.23 to 0.38 ms on two H200 machines.
+# What hooks add on the CPU. For group offload 20 us a tensor, timed on a block's 160, and for each call what the 3,933
+# in a step of Stable Video Diffusion need: in leaves it takes 1.46 and 1.64 s in the records of an H200. (300 small
+# layers by themselves took less, 60 us a call.) For sequential offload what the steps of LTX-Video, Stable Video
+# Diffusion and CogVideoX need beyond their copies: 0.23 to 0.38 ms on two H200 machines.
 GROUP_CALL_SECONDS, GROUP_TENSOR_SECONDS, SEQUENTIAL_TENSOR_SECONDS = 1.4e-4, 2e-5, 3e-4
 # GB/s at which the card's memory is mapped and unmapped, with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True as in
 # the lessons: 70 us for each 20 MiB on an H200. Sequential offload does so all the time.

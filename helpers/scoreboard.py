@@ -301,7 +301,8 @@ def whole_runs(data: Path = DATA) -> list[dict]:
     """From each lesson's record the run that made its clip: the prompt encoded, all steps, and the decoding.
 
     Keys: set_up, offload, device, peak_allocated_gib, peak_reserved_gib, peak_ram_gib, prompt_seconds, step_seconds,
-    decode_seconds, same_latents (a count, as text), and failed.
+    decode_seconds, same_latents (a count, as text), exchange (whether a step waits for the two experts to change
+    places), and failed.
     """
     found = []
     for path in sorted((data / "measurements").glob("lessons_*/*.json")):
@@ -316,6 +317,7 @@ def whole_runs(data: Path = DATA) -> list[dict]:
             "device": record["device"], "failed": record.get("failed"), "step_seconds": record["step_seconds"],
             "prompt_seconds": record["stages"].get("encode_prompt"), "decode_seconds": record["stages"].get("decode"),
             "same_latents": f"{sum(compared)} of {len(compared)} modes",
+            "exchange": record["steps"] == 2 and _exchanges(record["model"], record["offload"]),
             **{peak: _highest(part[peak] for part in parts)
                for peak in ("peak_allocated_gib", "peak_reserved_gib", "peak_ram_gib")},
         })  # fmt: skip

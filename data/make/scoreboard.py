@@ -66,7 +66,9 @@ def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
             gib = (one["peak_allocated_gib"], one["peak_reserved_gib"], one["peak_ram_gib"])
             seconds = (one["prompt_seconds"], one["step_seconds"], one["decode_seconds"])
             cells = [one["set_up"], one["offload"], *(_figure(value, "GiB") for value in gib)]
-            cells += [*(_figure(value, "s") for value in seconds), one["same_latents"]]
+            prompt, step, decode = (_figure(value, "s") for value in seconds)
+            step += " (once a clip: the experts change places)" if one["exchange"] else ""
+            cells += [prompt, step, decode, one["same_latents"]]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
