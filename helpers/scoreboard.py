@@ -317,7 +317,7 @@ def whole_runs(data: Path = DATA) -> list[dict]:
             "device": record["device"], "failed": record.get("failed"), "step_seconds": record["step_seconds"],
             "prompt_seconds": record["stages"].get("encode_prompt"), "decode_seconds": record["stages"].get("decode"),
             "same_latents": f"{sum(compared)} of {len(compared)} modes",
-            "exchange": record["steps"] == 2 and _exchanges(record["model"], record["offload"]),
+            "exchange": record.get("steps") == 2 and _exchanges(record["model"], record["offload"]),
             **{peak: _highest(part[peak] for part in parts)
                for peak in ("peak_allocated_gib", "peak_reserved_gib", "peak_ram_gib")},
         })  # fmt: skip
