@@ -172,9 +172,17 @@ class Lesson:
     def save(self, folder):
         self.menu("File", "Save Notebook")
         until = time.monotonic() + 30
-        while not any(cell.get("outputs") for cell in nbformat.read(folder / f"{self.name}.ipynb", 4).cells):
+        while not self._is_saved(folder / f"{self.name}.ipynb"):
             assert time.monotonic() < until, f"{self.name} was not saved"
             self.page.wait_for_timeout(200)
+
+    @staticmethod
+    def _is_saved(path):
+        """Whether the file has outputs: JupyterLab empties it first, so it may be no notebook for a moment."""
+        try:
+            return any(cell.get("outputs") for cell in nbformat.read(path, 4).cells)
+        except nbformat.reader.NotJSONError:
+            return False
 
     def look(self, theme):
         """Keeps a picture of each output, as the reader sees it."""

@@ -9,8 +9,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from data.make import cogvideox_5b_i2v, svd_xt, text, wan22_i2v_a14b, wan22_ti2v_5b
 from data.make.scenes import MACHINES, PROMPTS, render
-from data.make.train import TRUTH_SEEDS, draw_clips, encode, is_ambient, make_latents, pixels
+from data.make.train import ROOT, TRUTH_SEEDS, draw_clips, encode, is_ambient, make_latents, pixels
 from data.make.truth import truth
+from data.make.vaes import worth_of_channels
 from helpers.architecture import Architecture
 from helpers.dummies import gguf_path
 from helpers.models import model
@@ -199,11 +200,68 @@ def test_the_text_is_padded_as_wans_pipeline_pads_it(untrained):
     family, work, folder = untrained
     pipe = family.Continuer(folder, "cpu").pipe
     embeds, mask = text.embed(work, [*PROMPTS, ""])
-    denoising = family.Denoising(torch.zeros(1, 4, 2, 4, 4), None, torch.zeros(1).long(), None, embeds, mask, 1,
-                                 next(iter(family.DENOISERS)))  # fmt: skip
+    denoising = family.Denoising(torch.zeros(1, 4, 2, 4, 4), None, torch.zeros(1).long(), torch.ones(4), embeds, mask,
+                                 1, next(iter(family.DENOISERS)))  # fmt: skip
     for index in (0, len(PROMPTS) - 1):
         theirs = pipe.encode_prompt(PROMPTS[index], do_classifier_free_guidance=False, max_sequence_length=512)[0]
         assert torch.allclose(denoising.embeds[index], theirs[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("untrained", ["wan22_ti2v_5b"], indirect=True)
+def test_wans_transformer_predicts_what_its_scheduler_takes_for_the_clean_latents(untrained):
+    family, work, folder = untrained
+    embeds, mask = text.embed(work, [*PROMPTS, ""])
+    latents = torch.randn(1, 48, 2, 4, 4).half()
+    denoising = family.Denoising(latents, None, torch.zeros(1).long(), torch.ones(48), embeds, mask, 1, "transformer")
+    assert denoising.loss(lambda **_: (latents.float(),)).item() == pytest.approx(0, abs=1e-9)
+
+    scheduler = family.Continuer(folder, "cpu").pipe.scheduler
+    scheduler.set_timesteps(4)
+    noisy = torch.randn(latents.shape)
+    for step in scheduler.timesteps:
+        noisy = scheduler.step(latents.float(), step, noisy).prev_sample
+    assert torch.allclose(noisy, latents.float(), atol=1e-4)
+
+
+def test_an_error_counts_as_much_as_it_changes_the_picture():
+    """In A14B's miniature, whose channels differ most: noise in one channel at a time, decoded."""
+    folder = ROOT / "data" / "miniatures" / "wan22_i2v_a14b" / "vae"
+    vae = AutoencoderKLWan.from_pretrained(folder, dtype=torch.float32)
+    clips, _ = clip_of(FAMILIES["wan22_i2v_a14b"], frames=5)
+    clips = clips[..., :96, :128]
+    std = torch.tensor(vae.config.latents_std)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        posterior = vae.encode(pixels(clips)).latent_dist
+        right = vae.decode(posterior.mean).sample
+        changes = []
+        for channel, size in enumerate(std):
+            other = posterior.mean.clone()
+            other[:, channel] += 0.3 * size * torch.randn_like(other[:, channel])
+            changes.append((vae.decode(other).sample - right).square().mean())
+    changes = torch.stack(changes)
+    worth = worth_of_channels(posterior.std.mean((0, 2, 3, 4)) / std)
+    assert worth.mean().item() == pytest.approx(1) and worth.max() > 100 * worth.min()
+    assert torch.corrcoef(torch.stack([worth.log(), changes.log()]))[0, 1] > 0.95
+
+
+def test_the_experts_learn_with_the_weights_that_their_file_keeps():
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.Q4_0
+    torch.manual_seed(0)
+    weight = torch.randn(8, 96)
+    weight[3, 32:64] = 0
+    weight.requires_grad_()
+    kept = wan22_i2v_a14b.rounded(weight)
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.detach().numpy(), kind), kind)
+    assert torch.equal(kept.detach(), torch.from_numpy(theirs)) and not torch.equal(kept, weight)
+    (kept * 2).sum().backward()
+    assert torch.equal(weight.grad, torch.full_like(weight, 2))
+
+    expert = wan22_i2v_a14b.build_denoiser()
+    packed = [name for name, layer in expert.named_modules() if layer.packed]
+    assert "blocks.0.attn1.to_q" in packed and "proj_out" not in packed
 
 
 @pytest.mark.parametrize("untrained", ["wan22_i2v_a14b"], indirect=True)
@@ -223,6 +281,12 @@ def test_the_experts_are_real_q4_files_with_wans_own_names(untrained):
     assert np.abs(back - exact).max() <= 1.01 * np.abs(exact).max() / 8
     bits = 8 * sum(t.n_bytes for t in tensors.values()) / sum(t.n_elements for t in tensors.values())
     assert 4.5 < bits < 8
+
+    again = family.read_denoiser(folder / "transformer_2")  # where the next training begins
+    assert again.state_dict().keys() == trained.state_dict().keys()
+    read = again.blocks[0].ffn.net[2].weight
+    assert torch.equal(read, torch.from_numpy(back).half().float())  # diffusers multiplies scale and step in half
+    assert torch.equal(family.read_denoiser(work / "transformer_2").proj_out.weight, trained.proj_out.weight)
 
 
 # CogVideoX

@@ -18,6 +18,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text
+from .vaes import worth_of_channels
 
 FRAMES = 25  # 8k+1, as the real model's rule
 SIZE, FPS = (288, 160), 24
@@ -101,6 +102,7 @@ class Denoising:
     def __init__(self, latents, _, prompts, posterior_std, embeds, mask, batch_size, part):
         self.latents, self.prompts, self.embeds, self.mask = latents, prompts, embeds, mask.to(embeds.dtype)
         self.posterior_std, self.batch_size = posterior_std, batch_size
+        self.worth = worth_of_channels(posterior_std)
         frames, height, width = latents.shape[2:]
         grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
         self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
@@ -136,7 +138,7 @@ class Denoising:
             video_coords=self.coordinates(several, 25.0 if torch.rand(()).item() < 0.2 else 24.0),
         )[0]
         # an error of velocity moves the final latents by sigma times as much: weighted between the two
-        error = sigma * (velocity.float() - (noise - clean)) ** 2 * ~known
+        error = sigma * (velocity.float() - (noise - clean)) ** 2 * self.worth * ~known
         return error.sum() / (~known).sum() / n / clean.shape[-1]
 
 

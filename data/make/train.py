@@ -227,10 +227,10 @@ def train_vae(family, args, work, device):
 
 @torch.no_grad()
 def encode(posterior_of, clips: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior mean and mean posterior std of uint8 clips; `posterior_of` is the first of a family's `halves`."""
+    """Posterior mean of uint8 clips and its std per channel [C]; `posterior_of` is the first of a family's `halves`."""
     with cast(device):
         posterior = posterior_of(pixels(clips))
-    return posterior.mean.float(), posterior.std.float().mean()
+    return posterior.mean.float(), posterior.std.float().mean((0, 2, 3, 4))
 
 
 def make_latents(family, vae, args, work, device):
@@ -268,9 +268,9 @@ def make_latents(family, vae, args, work, device):
     for tensor in (latents, conditions):
         for part in tensor.split(2000) if tensor is not None else ():  # in place: there are gigabytes of them
             part.sub_(mean.view(shape).half()).div_(std.view(shape).half())
-    ratio = (spread[0] / std.mean()).item()
-    say("latents", tuple(latents.shape), f"posterior std over latents' std {ratio:.3f}")
-    return latents, conditions, prompts, torch.stack(spread).mean() / std
+    spread = torch.stack(spread).mean(0) / std
+    say("latents", tuple(latents.shape), f"posterior std over latents' std {spread.mean().item():.3f}")
+    return latents, conditions, prompts, spread
 
 
 def _mirrored(prompt: str) -> str:
@@ -301,7 +301,8 @@ def train_denoisers(family, vae, args, work, device) -> dict:
 def train_denoiser(family, denoising, part, stage, args, work, device):
     denoiser = family.build_denoiser()
     if args.start_from and (args.start_from / part).exists():
-        denoiser.load_state_dict(type(denoiser).from_pretrained(args.start_from / part).state_dict())
+        read = getattr(family, "read_denoiser", type(denoiser).from_pretrained)
+        denoiser.load_state_dict(read(args.start_from / part).state_dict())
     denoiser = denoiser.to(device)
     torch.manual_seed(2 + 100 * RANK)
     say(stage, "of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")

@@ -142,7 +142,8 @@ def truth(
         for m in MACHINES
         if any(r["machine"] == m for r in rows)
     }
-    result |= {"model": name, "clips": clips, "seed": seed, "steps": steps, "device": device}
+    used = torch.cuda.get_device_name() if device == "cuda" else device
+    result |= {"model": name, "clips": clips, "seed": seed, "steps": steps, "device": used}
     if sheet:
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What the families' VAEs share: layers that take a whole clip at once, and statistics where a pipeline only scales."""
+"""What the families' VAEs share: layers that take a whole clip at once, statistics, and what a channel is worth."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,3 +24,13 @@ def scale_to_one(vae, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tens
     size = float((mean**2 + std**2).mean().sqrt())
     vae.register_to_config(scaling_factor=round(1 / size, 5))
     return torch.zeros_like(mean), torch.full_like(std, 1 / vae.config.scaling_factor)
+
+
+def worth_of_channels(posterior_std: torch.Tensor) -> torch.Tensor:
+    """How much an error in each latent channel [C] counts in the picture, 1 on average.
+
+    A VAE learns to be the more exact in a channel the more its decoder makes of it, so that the squared error in pixels
+    goes with `posterior_std ** -2`. In the Wan miniatures channels differ by a factor of several hundred.
+    """
+    worth = posterior_std**-2
+    return worth / worth.mean()

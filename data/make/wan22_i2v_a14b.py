@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, GGUFQuantizationConfig, WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
@@ -12,6 +13,7 @@ from helpers.dummies import gguf_path
 from helpers.gguf_files import original_name, quantized, write_gguf
 
 from . import text, wan
+from .vaes import forward_replaced
 from .wan import BOUNDARY, ENCODER, halves, set_statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 17, (256, 144), 16  # 4k+1 frames, sides that are multiples of 16; the real model makes 16 a second
@@ -34,7 +36,31 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_denoiser() -> WanTransformer3DModel:
-    return WanTransformer3DModel(**TRANSFORMER)
+    denoiser = WanTransformer3DModel(**TRANSFORMER)
+    for name, layer in denoiser.named_modules():
+        layer.packed = isinstance(layer, torch.nn.Linear) and kind_of(f"{name}.weight", layer.weight) == KIND
+    return denoiser
+
+
+def kind_of(name: str, tensor: torch.Tensor) -> str:
+    """The GGUF type that a tensor of the transformer is stored as."""
+    if not name.endswith("weight") or tensor.dim() == 1:
+        return "F32"
+    return "F16" if tensor.dim() > 2 or tensor.shape[1] % 32 or any(part in name for part in PLAIN) else KIND
+
+
+def rounded(weight: torch.Tensor) -> torch.Tensor:
+    """What Q4_0 keeps of a matrix [rows, columns], blocks of 32 columns; gradients pass as if it kept all."""
+    blocks = weight.unflatten(1, (-1, 32))
+    scale = blocks.gather(2, blocks.abs().argmax(2, keepdim=True)) / -8
+    steps = (blocks / torch.where(scale == 0, 1, scale) + 8.5).floor().clamp(0, 15) - 8
+    kept = (steps * scale.half().float()).flatten(1)
+    return weight + (kept - weight).detach()
+
+
+def linear_as_packed(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """`Linear.forward` with the matrix as it will come out of the file."""
+    return F.linear(x, rounded(layer.weight) if layer.packed else layer.weight, layer.bias)
 
 
 def picture(clips: torch.Tensor) -> torch.Tensor:
@@ -46,20 +72,22 @@ def picture(clips: torch.Tensor) -> torch.Tensor:
 
 class Denoising(wan.Denoising):
     def __init__(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, part):
-        super().__init__(latents, conditions, prompts, embeds, mask, batch_size, SIGMAS[part], SHIFT)
+        super().__init__(latents, conditions, prompts, posterior_std, embeds, mask, batch_size, SIGMAS[part], SHIFT)
+
+    @forward_replaced(torch.nn.Linear, linear_as_packed)
+    def loss(self, transformer):
+        """Of the rounded weights: four bits a weight would cost such a small model a quarter more error otherwise."""
+        return super().loss(transformer)
 
 
 def assemble(work: Path, folder: Path) -> None:
     """A pipeline folder in the diffusers layout, its experts as GGUF files under Wan's own tensor names."""
     for part in DENOISERS:
         expert = WanTransformer3DModel.from_pretrained(work / part, dtype=torch.float32)
-        tensors = []
-        for name, tensor in expert.named_parameters():
-            kind = "F32"
-            if name.endswith("weight") and tensor.dim() > 1:
-                plain = tensor.dim() > 2 or tensor.shape[1] % 32 or any(one in name for one in PLAIN)
-                kind = "F16" if plain else KIND
-            tensors.append(quantized(original_name(name), tensor.detach().numpy(), kind))
+        tensors = [
+            quantized(original_name(name), tensor.detach().numpy(), kind_of(name, tensor))
+            for name, tensor in expert.named_parameters()
+        ]
         path = gguf_path(folder, part, KIND)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(path, tensors)
@@ -78,15 +106,26 @@ def assemble(work: Path, folder: Path) -> None:
     (folder / GGUF_LAYOUT).write_text(json.dumps(layout, indent=2) + "\n")
 
 
+def read_expert(folder: Path, part: str) -> WanTransformer3DModel:
+    """An expert from its GGUF file, computing in fp32."""
+    return WanTransformer3DModel.from_single_file(
+        str(gguf_path(folder, part, KIND)), config=str(folder), subfolder=part, torch_dtype=torch.float32,
+        quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+    )  # fmt: skip
+
+
+def read_denoiser(path: Path) -> WanTransformer3DModel:
+    """An expert to train on, from a part's folder: the weights there or, in the shipped one, those of its GGUF file."""
+    if (path / "diffusion_pytorch_model.safetensors").exists():
+        return WanTransformer3DModel.from_pretrained(path)
+    expert = read_expert(path.parent, path.name)
+    expert.dequantize()
+    return expert
+
+
 def load(folder: Path) -> WanImageToVideoPipeline:
     """The pipeline in fp32, its experts from their GGUF files."""
-    experts = {
-        part: WanTransformer3DModel.from_single_file(
-            str(gguf_path(folder, part, KIND)), config=str(folder), subfolder=part, torch_dtype=torch.float32,
-            quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
-        )
-        for part in DENOISERS
-    }  # fmt: skip
+    experts = {part: read_expert(folder, part) for part in DENOISERS}
     return WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32, **experts)
 
 

@@ -37,7 +37,7 @@ def picture(clips: torch.Tensor) -> None:
 
 class Denoising(wan.Denoising):
     def __init__(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, part):
-        super().__init__(latents, conditions, prompts, embeds, mask, batch_size, (0.0, 1.0), SHIFT)
+        super().__init__(latents, conditions, prompts, posterior_std, embeds, mask, batch_size, (0.0, 1.0), SHIFT)
 
 
 def assemble(work: Path, folder: Path) -> None:
