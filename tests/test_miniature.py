@@ -20,8 +20,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from gguf import GGMLQuantizationType
+from safetensors.torch import load_file
 from transformers import T5EncoderModel, T5TokenizerFast, UMT5EncoderModel
 
+from data.make.train import add_legs, recorded
 from data.make.truth import truth
 from helpers.models import model
 from tests.notebook_style import ROOT
@@ -122,6 +124,38 @@ def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "transformer" / "config.json").unlink()  # the denoiser's state is still there
     more = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "denoiser goes on at step" in more.stdout and "for the VAE of" not in more.stdout
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_miniature(tmp_path):
+    command = [sys.executable, "-m", "data.make.train", "ltx_video", "--start-from", FOLDER, "--work", tmp_path]
+    command += "--vae-minutes 0 --denoiser-minutes 0.01 --latents 3 --batch 1 --no-compile --no-assemble".split()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "denoiser of" in done.stdout and "for the VAE of" not in done.stdout
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    shipped, kept = (load_file(folder / weights) for folder in (FOLDER, tmp_path))
+    assert all(torch.equal(kept[name], shipped[name]) for name in shipped if "latents" not in name)
+    words = "tokenizer/spiece.model"
+    assert (tmp_path / words).read_bytes() == (FOLDER / words).read_bytes()  # what the weights have learnt
+
+    log = json.loads((tmp_path / "training.json").read_text())
+    add_legs(tmp_path, log, FOLDER)
+    before, legs = (json.loads((folder / "metrics.json").read_text())["training"] for folder in (FOLDER, tmp_path))
+    assert legs[:-1] == before and legs[-1]["stage"] == "denoiser" and legs[-1].keys() == before[-1].keys()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_step_is_taken_anew_each_time():
+    total, drawn = torch.zeros((), device="cuda"), []
+
+    def step():
+        chance = torch.rand((), device="cuda")
+        total.add_(1)
+        return chance
+
+    again = recorded(step)  # after three runs
+    drawn = [again().item() for _ in range(3)]
+    assert total.item() == 6 and len(set(drawn)) == 3
 
 
 def test_no_miniature_says_where_it_was_made():

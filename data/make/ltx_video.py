@@ -107,27 +107,28 @@ class Denoising:
         grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
         self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
 
-    def coordinates(self, from_condition_pipeline: bool, fps: float) -> torch.Tensor:
-        frame, row, column = self.at
-        time = frame * TEMPORAL
-        if from_condition_pipeline:
-            time = (time + 1 - TEMPORAL).clamp(min=0)
-        return torch.stack([time / fps, row * SPATIAL, column * SPATIAL])[None]
+    def coordinates(self, from_condition_pipeline: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
+        """Seconds, row and column of each token as the pipeline has them, [B, 3, N], for arguments [B, 1]."""
+        frame, row, column = self.at.expand(len(fps), -1, -1).unbind(1)
+        first = torch.where(from_condition_pipeline, 1 - TEMPORAL, 0)
+        time = (frame * TEMPORAL + first).clamp(min=0)
+        return torch.stack([time / fps, row * SPATIAL, column * SPATIAL], dim=1)
 
     def loss(self, transformer) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
         pick = torch.randint(len(self.latents), (n,), device=device)
         clean, prompt = pack(self.latents[pick].float()), self.prompts[pick]
         prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, prompt)  # for guidance
-        several = torch.rand(()).item() < 0.35
-        given = int(torch.randint(1, 4, ())) if several else 1
-        known = (self.at[0] < given)[None, :, None]
+        several = torch.rand(n, 1, 1, device=device) < 0.35
+        given = torch.where(several, torch.randint(1, 4, (n, 1, 1), device=device), 1)
+        known = self.at[0].view(1, -1, 1) < given
         u = torch.rand(n, 1, 1, device=device)
         sigma = 3.0 * u / (1 + 2 * u)  # more of the noisy end, where the picture is decided
         noise = torch.randn_like(clean)
         context = clean + self.posterior_std * torch.randn_like(clean)
-        if several:  # the pipeline's own `image_cond_noise_scale`
-            context = context + 0.15 * sigma**2 * torch.randn_like(clean)
+        # the pipeline for several has its own `image_cond_noise_scale`
+        context = context + several * 0.15 * sigma**2 * torch.randn_like(clean)
+        fps = torch.where(torch.rand(n, 1, device=device) < 0.2, 25.0, 24.0)
         noisy = torch.where(known, context, (1 - sigma) * clean + sigma * noise)
         velocity = transformer(
             hidden_states=noisy,
@@ -135,11 +136,11 @@ class Denoising:
             encoder_attention_mask=self.mask[prompt],
             timestep=(sigma * 1000 * ~known)[..., 0],
             return_dict=False,
-            video_coords=self.coordinates(several, 25.0 if torch.rand(()).item() < 0.2 else 24.0),
+            video_coords=self.coordinates(several[..., 0], fps),
         )[0]
         # an error of velocity moves the final latents by sigma times as much: weighted between the two
         error = sigma * (velocity.float() - (noise - clean)) ** 2 * self.worth * ~known
-        return error.sum() / (~known).sum() / n / clean.shape[-1]
+        return error.sum() / (~known).sum() / clean.shape[-1]
 
 
 def assemble(work: Path, folder: Path) -> None:

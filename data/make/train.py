@@ -16,6 +16,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -88,15 +89,41 @@ def draw_clips(number: int, first_seed: int, family, device, batch: int = 24):
         yield (video * 255).round().byte(), torch.tensor([PROMPTS.index(p) for p in prompts], device=device)
 
 
-def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, save_every=60):
+def recorded(step):
+    """The function `step` as a CUDA graph: what it launches is recorded once and then only launched again.
+
+    A step of such a small model is a thousand short kernels, and Python takes longer to launch them than the GPU to
+    compute them. What the function decides on the host is decided for good.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # CUDA asks for some runs on the stream of the recording
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay():
+        graph.replay()
+        return result
+
+    return replay
+
+
+def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, save_every=60, record=False):
     """Minimise `loss_fn()` over the module's parameters for a number of minutes; returns the averaged weights' module.
 
     The learning rate falls along a cosine of the time used. State is saved to `work/<name>.pt` so that an interrupted
-    stage goes on; weights returned are an exponential moving average.
+    stage goes on; weights returned are an exponential moving average. With `record` a step is recorded as a CUDA graph,
+    for a `loss_fn` that decides nothing on the host.
     """
     state_path = work / f"{name}.pt"
+    on_gpu = device == "cuda"
+    rate, kept = torch.tensor(lr, device=device), torch.tensor(0.0, device=device)  # tensors, for a recorded step
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=device == "cuda"
+        module.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=on_gpu, capturable=on_gpu
     )
     average = copy.deepcopy(module).requires_grad_(False)
     step, used, history = 0, 0.0, []
@@ -104,6 +131,8 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
         state = torch.load(state_path, map_location=device, weights_only=True)
         module.load_state_dict(state["module"]), average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         step, used, history = state["step"], state["used"], state["history"]
         say(name, "goes on at step", step, f"after {used:.0f} s")
 
@@ -123,22 +152,28 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
 
     module.train()
     live, slow = list(module.parameters()), list(average.parameters())
-    losses, budget, told, saved = [], minutes * 60, used, used
-    first_step, used_before, clock = step, used, None
-    while used < budget:
-        rate = lr * min(1, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * used / budget)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_fn()
+
+    def advance():
         optimizer.zero_grad(set_to_none=True)
+        loss = loss_fn()
         loss.backward()
         average_gradients(live)
         torch.nn.utils.clip_grad_norm_(live, 1.0)
         optimizer.step()
-        step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(slow, live, 1 - min(ema_decay, step / (step + 20)))
-        losses.append(loss.detach())
+            torch._foreach_mul_(slow, kept)
+            torch._foreach_add_(slow, torch._foreach_mul(live, 1 - kept))
+        return loss.detach()
+
+    losses, budget, told, saved = [], minutes * 60, used, used
+    first_step, used_before, clock = step, used, None
+    while used < budget:
+        rate.fill_(lr * min(1, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * used / budget))))
+        kept.fill_(min(ema_decay, (step + 1) / (step + 21)))
+        if record and on_gpu and WORLD == 1 and step - first_step == 3:
+            advance = recorded(advance)
+        losses.append(advance().clone())
+        step += 1
         if step % 10 == 0 or step - first_step < 3:
             losses = losses[-50:]
             mean = torch.stack(losses).mean().item()  # waits for the GPU, so that the clock is true
@@ -326,7 +361,30 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
         warmup=300,
         ema_decay=0.9995,
         device=device,
+        record=True,
     )
+
+
+def copy_parts(there: Path, work: Path, *parts: str) -> None:
+    """Copy parts of a checkpoint into the work folder, where a stage finds its result and is skipped."""
+    for part in parts:
+        if not (work / part / "config.json").exists():
+            shutil.copytree(there / part, work / part, dirs_exist_ok=True)
+
+
+def add_legs(folder: Path, log: dict, start_from: Path | None) -> None:
+    """Write the log's stages into the miniature's `metrics.json`, after those of the weights that it started from."""
+    path, earlier_path = folder / "metrics.json", (start_from or folder) / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    earlier = json.loads(earlier_path.read_text())["training"] if start_from and earlier_path.exists() else []
+    names = {"vae": "VAE"}
+    legs = [
+        {"stage": names.get(stage, stage), **leg, "device": log["device"]}
+        for stage, leg in log.items()
+        if stage != "device" and leg["steps"]
+    ]
+    metrics["training"] = earlier + legs
+    path.write_text(json.dumps(metrics, indent=1) + "\n")
 
 
 def forget_origins(folder: Path) -> None:
@@ -344,7 +402,7 @@ def main():
     parser.add_argument(
         "--start-from",
         type=Path,
-        help="a folder with vae/ and perhaps transformer/ to start the weights from",
+        help="a miniature's folder to start the weights from; with --vae-minutes 0 its VAE stays as it is",
     )
     parser.add_argument("--vae-minutes", type=float, default=6.0)
     parser.add_argument("--denoiser-minutes", type=float, default=9.0)
@@ -377,11 +435,16 @@ def main():
 
     if RANK == 0 and is_ambient(family):
         family.save_encoder(work)
-    elif RANK == 0 and not (work / "tokenizer" / "spiece.model").exists():
-        (work / "tokenizer").mkdir(exist_ok=True)
-        text.save_tokenizer(work / "tokenizer")
-        vocab_size = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
-        text.save_encoder(work / "text_encoder", vocab_size, family.ENCODER)
+    elif RANK == 0 and not (work / "text_encoder" / "config.json").exists():
+        if args.start_from and (args.start_from / "tokenizer").exists():  # its weights know these words
+            copy_parts(args.start_from, work, "tokenizer", "text_encoder")
+        else:
+            (work / "tokenizer").mkdir(exist_ok=True)
+            text.save_tokenizer(work / "tokenizer")
+            vocab_size = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
+            text.save_encoder(work / "text_encoder", vocab_size, family.ENCODER)
+    if RANK == 0 and args.start_from and not args.vae_minutes:
+        copy_parts(args.start_from, work, "vae")
     wait()
     if not (work / "vae" / "config.json").exists():
         vae, log["vae"] = train_vae(family, args, work, device)
@@ -399,7 +462,8 @@ def main():
         folder = ROOT / "data" / "miniatures" / args.model
         family.assemble(work, folder)
         forget_origins(folder)
-        say("assembled", folder)
+        add_legs(folder, log, args.start_from)
+        say("assembled", folder, "- its card: python -m data.make.card", args.model)
     if WORLD > 1:
         dist.destroy_process_group()
 

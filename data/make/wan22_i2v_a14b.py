@@ -36,7 +36,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_denoiser() -> WanTransformer3DModel:
-    denoiser = WanTransformer3DModel(**TRANSFORMER)
+    denoiser = wan.read_padding_once(WanTransformer3DModel(**TRANSFORMER))
     for name, layer in denoiser.named_modules():
         layer.packed = isinstance(layer, torch.nn.Linear) and kind_of(f"{name}.weight", layer.weight) == KIND
     return denoiser

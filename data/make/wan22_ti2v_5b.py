@@ -28,7 +28,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_denoiser() -> WanTransformer3DModel:
-    return WanTransformer3DModel(**TRANSFORMER)
+    return wan.read_padding_once(WanTransformer3DModel(**TRANSFORMER))
 
 
 def picture(clips: torch.Tensor) -> None:
