@@ -25,6 +25,7 @@ import nbformat
 import pytest
 
 from data.make import pages
+from helpers.meter import SECONDS_BETWEEN_UPDATES
 from tests.notebook_style import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -210,8 +211,9 @@ def test_every_cell_runs_and_none_complains(lesson, name):
 
 @pytest.mark.parametrize(("name", "cell"), [("00_start_here", "meter-tensors"), ("01_ltx_video", "generate")])
 def test_the_meters_chart_moves_while_its_cell_runs(lesson, name, cell):
-    assert lesson(name).live(cell) >= 3
-    assert "done, " in lesson(name).chart(cell)
+    done = re.search(r"done, ([\d.]+) s", lesson(name).chart(cell))
+    pauses = float(done[1]) / SECONDS_BETWEEN_UPDATES
+    assert lesson(name).live(cell) >= max(2, pauses / 3)  # on a fast machine a cell is over before a third picture
 
 
 def test_the_forecast_follows_the_planners_controls(lesson):
