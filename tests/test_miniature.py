@@ -142,11 +142,13 @@ def test_training_goes_on_from_a_miniature(tmp_path):
     add_legs(tmp_path, log, FOLDER)
     before, legs = (json.loads((folder / "metrics.json").read_text())["training"] for folder in (FOLDER, tmp_path))
     assert legs[:-1] == before and legs[-1]["stage"] == "denoiser" and legs[-1].keys() == before[-1].keys()
+    add_legs(tmp_path, json.loads((tmp_path / "training.json").read_text()), tmp_path)  # once more, from what is there
+    assert json.loads((tmp_path / "metrics.json").read_text())["training"] == legs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_recorded_step_is_taken_anew_each_time():
-    total, drawn = torch.zeros((), device="cuda"), []
+    total = torch.zeros((), device="cuda")
 
     def step():
         chance = torch.rand((), device="cuda")

@@ -366,24 +366,25 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
 
 
 def copy_parts(there: Path, work: Path, *parts: str) -> None:
-    """Copy parts of a checkpoint into the work folder, where a stage finds its result and is skipped."""
+    """Copy parts of a checkpoint into the work folder."""
     for part in parts:
-        if not (work / part / "config.json").exists():
-            shutil.copytree(there / part, work / part, dirs_exist_ok=True)
+        shutil.copytree(there / part, work / part, dirs_exist_ok=True)
 
 
 def add_legs(folder: Path, log: dict, start_from: Path | None) -> None:
-    """Write the log's stages into the miniature's `metrics.json`, after those of the weights that it started from."""
+    """Write the log's stages into the miniature's `metrics.json`, after those of the weights that it started from.
+
+    A stage that is there already is not written again: a finished training may be run and assembled once more.
+    """
     path, earlier_path = folder / "metrics.json", (start_from or folder) / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     earlier = json.loads(earlier_path.read_text())["training"] if start_from and earlier_path.exists() else []
-    names = {"vae": "VAE"}
     legs = [
-        {"stage": names.get(stage, stage), **leg, "device": log["device"]}
+        {"stage": "VAE" if stage == "vae" else stage, **leg, "device": log["device"]}
         for stage, leg in log.items()
         if stage != "device" and leg["steps"]
     ]
-    metrics["training"] = earlier + legs
+    metrics["training"] = earlier + [leg for leg in legs if leg not in earlier]
     path.write_text(json.dumps(metrics, indent=1) + "\n")
 
 
@@ -443,7 +444,7 @@ def main():
             text.save_tokenizer(work / "tokenizer")
             vocab_size = len(text.T5TokenizerFast.from_pretrained(work / "tokenizer"))
             text.save_encoder(work / "text_encoder", vocab_size, family.ENCODER)
-    if RANK == 0 and args.start_from and not args.vae_minutes:
+    if RANK == 0 and args.start_from and not args.vae_minutes and not (work / "vae").exists():
         copy_parts(args.start_from, work, "vae")
     wait()
     if not (work / "vae" / "config.json").exists():
