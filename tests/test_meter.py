@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import gc
+import mmap
 import threading
 import time
 import weakref
@@ -81,11 +82,18 @@ def test_the_exception_and_what_its_frames_hold_are_not_kept_alive():
     assert meter.error == "ValueError"
 
 
+def touched(size: int) -> mmap.mmap:
+    """So many bytes of RAM that were not the process's before: malloc might hand out what earlier tests have freed."""
+    block = mmap.mmap(-1, size)
+    np.frombuffer(block, dtype=np.uint8)[:] = 1
+    return block
+
+
 def test_ram_peak_sees_an_allocation_that_is_freed_again():
     with VRAMMeter("ram", interval=0.01) as meter:
-        block = np.ones(300 * 10**6, dtype=np.uint8)
+        block = touched(300 * 10**6)
         time.sleep(0.1)
-        del block
+        block.close()
     assert 0.25 < meter.peak_ram_gib - meter.baseline_ram_gib < 0.6
     assert meter.samples[-1].ram < meter.peak_ram_gib - 0.25
 
@@ -93,9 +101,9 @@ def test_ram_peak_sees_an_allocation_that_is_freed_again():
 def test_a_mark_samples_at_once():
     with VRAMMeter("ram", interval=60) as meter:
         meter.mark("full")
-        block = np.ones(300 * 10**6, dtype=np.uint8)
+        block = touched(300 * 10**6)
         meter.mark("empty")
-        del block
+        block.close()
     full, empty = meter.phases
     assert full.peak_ram_gib - meter.baseline_ram_gib > 0.25
     # What is still there when a phase begins belongs to it too.
