@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan, LTXConditionPipeline, WanTransformer3DMo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.make import cogvideox_5b_i2v, ltx_video, svd_xt, text, wan, wan22_i2v_a14b, wan22_ti2v_5b
+from data.make.drafts import Drafts
 from data.make.scenes import MACHINES, PROMPTS, render
 from data.make.train import ROOT, TRUTH_SEEDS, draw_clips, encode, is_ambient, make_latents, pixels
 from data.make.truth import truth
@@ -253,6 +254,42 @@ def test_wans_transformer_predicts_what_its_scheduler_takes_for_the_clean_latent
     assert torch.allclose(noisy, latents.float(), atol=1e-4)
 
 
+def test_noise_is_laid_over_drafts_and_what_is_nearer_to_the_truth():
+    truth, draft = torch.zeros(1, 4, 3, 2, 2), torch.ones(1, 4, 3, 2, 2)
+    drafts = Drafts(truth.half())
+    drafts.keep(torch.tensor([0]), draft, torch.tensor([True]))
+    pick = torch.zeros(2000).long()
+    seen = drafts.under_noise(pick, truth.expand(2000, -1, -1, -1, -1)).flatten(1)
+    assert torch.equal(seen.min(1).values, seen.max(1).values)  # one mixture for all of a clip
+    assert 0.45 < (seen[:, 0] == 1).float().mean() < 0.55
+    assert 0 <= seen.min() < 0.05 and 0.7 < seen.mean() < 0.8
+
+
+@both_wans
+def test_an_expert_goes_on_from_what_was_answered_to_noise_alone(untrained):
+    family, work, _ = untrained
+    embeds, mask = text.embed(work, [*PROMPTS, ""])
+    channels = family.VAE["z_dim"]
+    latents = torch.zeros(3, channels, 2, 4, 4).half()
+    conditions = latents if len(family.DENOISERS) == 2 else None
+
+    def says(value):
+        return lambda hidden_states, **_: (torch.full((len(hidden_states), channels, 2, 4, 4), value),)
+
+    for part in family.DENOISERS:
+        denoising = family.Denoising(latents, conditions, torch.zeros(3).long(), torch.ones(channels), embeds, mask, 2,
+                                     part)  # fmt: skip
+        for _ in range(40):
+            denoising.loss(says(0.5))
+        kept = denoising.drafts.kept
+        if part == "transformer_2":  # it never sees noise alone
+            assert not kept.any()
+            denoising.follow(says(0.25))
+            assert (kept == 0.25).all()
+        else:
+            assert (kept == 0.5).all()
+
+
 def test_an_error_counts_as_much_as_it_changes_the_picture():
     """In A14B's miniature, whose channels differ most: noise in one channel at a time, decoded."""
     folder = ROOT / "data" / "miniatures" / "wan22_i2v_a14b" / "vae"
@@ -328,6 +365,16 @@ def test_ltx_counts_time_as_its_two_pipelines_do():
     denoising = ltx_video.Denoising(latents, None, prompts, torch.ones(64), embeds, mask, 2, "transformer")
     denoiser = ltx_video.build_denoiser()
     assert falls(denoising, denoiser)
+    truth = ltx_video.pack(latents)[:1].float()
+
+    def leads_to_the_truth(hidden_states, timestep, **_):
+        return ((hidden_states - truth) / timestep.amax(1).view(-1, 1, 1) * 1000,)
+
+    first = ltx_video.Denoising(latents[:1], None, prompts[:1], torch.ones(64), embeds, mask, 2, "transformer")
+    first.drafts.kept.zero_()
+    losses = [first.loss(leads_to_the_truth).item() for _ in range(40)]
+    assert max(losses) < 1e-6
+    assert torch.allclose(first.drafts.kept.float(), latents[:1].float(), atol=1e-2)
 
     from_condition, fps = torch.tensor([[False], [True]]), torch.tensor([[25.0], [24.0]])
     ours = denoising.coordinates(from_condition, fps)

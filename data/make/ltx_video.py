@@ -18,6 +18,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text
+from .drafts import FROM, Drafts
 from .vaes import worth_of_channels
 
 FRAMES = 25  # 8k+1, as the real model's rule
@@ -102,7 +103,7 @@ class Denoising:
     def __init__(self, latents, _, prompts, posterior_std, embeds, mask, batch_size, part):
         self.latents, self.prompts, self.embeds, self.mask = latents, prompts, embeds, mask.to(embeds.dtype)
         self.posterior_std, self.batch_size = posterior_std, batch_size
-        self.worth = worth_of_channels(posterior_std)
+        self.worth, self.drafts = worth_of_channels(posterior_std), Drafts(latents)
         frames, height, width = latents.shape[2:]
         grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
         self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
@@ -117,19 +118,19 @@ class Denoising:
     def loss(self, transformer) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
         pick = torch.randint(len(self.latents), (n,), device=device)
-        clean, prompt = pack(self.latents[pick].float()), self.prompts[pick]
+        latents, prompt = self.latents[pick].float(), self.prompts[pick]
+        clean, below = pack(latents), pack(self.drafts.under_noise(pick, latents))
         prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, prompt)  # for guidance
         several = torch.rand(n, 1, 1, device=device) < 0.35
         given = torch.where(several, torch.randint(1, 4, (n, 1, 1), device=device), 1)
         known = self.at[0].view(1, -1, 1) < given
         u = torch.rand(n, 1, 1, device=device)
         sigma = 3.0 * u / (1 + 2 * u)  # more of the noisy end, where the picture is decided
-        noise = torch.randn_like(clean)
         context = clean + self.posterior_std * torch.randn_like(clean)
         # the pipeline for several has its own `image_cond_noise_scale`
         context = context + several * 0.15 * sigma**2 * torch.randn_like(clean)
         fps = torch.where(torch.rand(n, 1, device=device) < 0.2, 25.0, 24.0)
-        noisy = torch.where(known, context, (1 - sigma) * clean + sigma * noise)
+        noisy = torch.where(known, context, (1 - sigma) * below + sigma * torch.randn_like(clean))
         velocity = transformer(
             hidden_states=noisy,
             encoder_hidden_states=self.embeds[prompt],
@@ -138,8 +139,11 @@ class Denoising:
             return_dict=False,
             video_coords=self.coordinates(several[..., 0], fps),
         )[0]
-        # an error of velocity moves the final latents by sigma times as much: weighted between the two
-        error = sigma * (velocity.float() - (noise - clean)) ** 2 * self.worth * ~known
+        made = noisy - sigma * velocity.float()
+        unpacked = made.transpose(1, 2).unflatten(2, latents.shape[2:])
+        self.drafts.keep(pick, unpacked, (sigma > FROM).flatten() & ~several.flatten())
+        # the less noise there was, the more exact it has to be; below a quarter no step of the lesson lies
+        error = (made - clean) ** 2 / sigma.clamp(min=0.25) * self.worth * ~known
         return error.sum() / (~known).sum() / clean.shape[-1]
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from helpers.models import MODELS
 
 from . import text
+from .muon import Muon
 from .scenes import MACHINES, PROMPTS, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +113,14 @@ def recorded(step):
     return replay
 
 
+def matrices_of_blocks(module) -> tuple[list, list]:
+    """A transformer's parameters, or a VAE's: the matrices within its blocks, which Muon learns, and all others."""
+    inner, others = [], []
+    for name, parameter in module.named_parameters():
+        (inner if parameter.dim() == 2 and "blocks." in name else others).append(parameter)
+    return inner, others
+
+
 def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, save_every=60, record=False):
     """Minimise `loss_fn()` over the module's parameters for a number of minutes; returns the averaged weights' module.
 
@@ -122,17 +131,21 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
     state_path = work / f"{name}.pt"
     on_gpu = device == "cuda"
     rate, kept = torch.tensor(lr, device=device), torch.tensor(0.0, device=device)  # tensors, for a recorded step
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=on_gpu, capturable=on_gpu
-    )
+    inner, others = matrices_of_blocks(module)
+    optimizers = [
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=on_gpu, capturable=on_gpu)
+    ]
+    if inner:
+        optimizers.append(Muon(inner, lr=rate))
     average = copy.deepcopy(module).requires_grad_(False)
     step, used, history = 0, 0.0, []
     if state_path.exists():
         state = torch.load(state_path, map_location=device, weights_only=True)
         module.load_state_dict(state["module"]), average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         step, used, history = state["step"], state["used"], state["history"]
         say(name, "goes on at step", step, f"after {used:.0f} s")
 
@@ -142,7 +155,7 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
         state = {
             "module": module.state_dict(),
             "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": step,
             "used": used,
             "history": history,
@@ -154,12 +167,13 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
     live, slow = list(module.parameters()), list(average.parameters())
 
     def advance():
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         loss = loss_fn()
         loss.backward()
         average_gradients(live)
         torch.nn.utils.clip_grad_norm_(live, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             torch._foreach_mul_(slow, kept)
             torch._foreach_add_(slow, torch._foreach_mul(live, 1 - kept))
@@ -323,21 +337,32 @@ def train_denoisers(family, vae, args, work, device) -> dict:
     if not is_ambient(family):
         embedded = text.embed(work, [*PROMPTS, ""], getattr(family, "POSITIONS", None))
         embeds, mask = (t.to(device) for t in embedded)
-    logs = {}
+    logs, before = {}, None
     for part, stage in family.DENOISERS.items():
         if not (work / part / "config.json").exists():
             denoising = family.Denoising(*made, embeds, mask, args.batch, part)
+            if before:  # two experts: the later one goes on from what the earlier one answers
+                with cast(device):
+                    denoising.follow(read_denoiser(family, work / before).to(device))
             denoiser, logs[stage] = train_denoiser(family, denoising, part, stage, args, work, device)
             if RANK == 0:
                 denoiser.half().save_pretrained(work / part)
+            wait()
+        before = part
     return logs
 
 
-def train_denoiser(family, denoising, part, stage, args, work, device):
+def read_denoiser(family, path: Path):
+    """A denoiser as the family trains it, with the weights of a part's folder."""
     denoiser = family.build_denoiser()
-    if args.start_from and (args.start_from / part).exists():
-        read = getattr(family, "read_denoiser", type(denoiser).from_pretrained)
-        denoiser.load_state_dict(read(args.start_from / part).state_dict())
+    read = getattr(family, "read_denoiser", type(denoiser).from_pretrained)
+    denoiser.load_state_dict(read(path).state_dict())
+    return denoiser
+
+
+def train_denoiser(family, denoising, part, stage, args, work, device):
+    shipped = args.start_from and (args.start_from / part).exists()
+    denoiser = read_denoiser(family, args.start_from / part) if shipped else family.build_denoiser()
     denoiser = denoiser.to(device)
     torch.manual_seed(2 + 100 * RANK)
     say(stage, "of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
@@ -351,17 +376,22 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
         with cast(device):
             return denoising.loss(denoiser)
 
+    minutes = args.denoiser_minutes / len(family.DENOISERS)
+    if args.within:  # what is left of it, shared by the experts that are still to come
+        left = args.within - (time.time() - _started) / 60
+        minutes = left / sum(not (work / later / "config.json").exists() for later in family.DENOISERS)
+        say(stage, f"gets {minutes:.1f} minutes")
     return fit(
         stage,
         denoiser,
         loss,
-        args.denoiser_minutes / len(family.DENOISERS),
+        minutes,
         work,
         lr=args.lr,
         warmup=300,
         ema_decay=0.9995,
         device=device,
-        record=True,
+        record=args.record,
     )
 
 
@@ -407,6 +437,7 @@ def main():
     )
     parser.add_argument("--vae-minutes", type=float, default=6.0)
     parser.add_argument("--denoiser-minutes", type=float, default=9.0)
+    parser.add_argument("--within", type=float, help="minutes for the whole run: the denoiser gets what then is left")
     parser.add_argument("--vae-clips", type=int, default=2400)
     parser.add_argument("--latents", type=int, default=9000)
     parser.add_argument("--vae-batch", type=int, default=16)
@@ -414,6 +445,7 @@ def main():
     parser.add_argument("--vae-lr", type=float, default=2e-3)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="steps as a CUDA graph")
     parser.add_argument("--assemble", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     try:

@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
+from .drafts import FROM, Drafts
 from .vaes import forward_replaced, worth_of_channels
 
 ENCODER = "UMT5EncoderModel"
@@ -110,6 +111,9 @@ class Denoising:
         padded[:, : embeds.shape[1]] = embeds * mask[..., None].to(embeds.dtype)
         self.embeds, self.sigmas, self.shift = padded, sigmas, shift
         self.worth = worth_of_channels(posterior_std).view(-1, 1, 1, 1)
+        self.drafts, self.unknown = Drafts(latents), latents.new_ones(1, 1, *latents.shape[2:], dtype=torch.float32)
+        if conditions is None:
+            self.unknown[:, :, 0] = 0
 
     def draw_sigma(self, number: int, device) -> torch.Tensor:
         """Noise levels as densely as the scheduler's steps lie, within this transformer's own range."""
@@ -117,30 +121,40 @@ class Denoising:
         u = low + (high - low) * torch.rand(number, 1, 1, 1, 1, device=device)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
+    def answer(self, transformer, pick, below, sigma) -> torch.Tensor:
+        """What the transformer takes for the clean latents of the clips `pick` when it sees `below` under noise."""
+        device, n = below.device, len(pick)
+        prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, self.prompts[pick])  # guidance
+        inputs = (1 - sigma) * below + sigma * torch.randn_like(below)
+        if self.conditions is None:
+            inputs = torch.where(self.unknown.bool(), inputs, self.latents[pick].float())
+            timestep = (1000 * sigma * self.unknown)[:, 0, :, ::2, ::2].flatten(1)
+        else:
+            given = torch.zeros_like(below[:, :4])
+            given[:, :, 0] = 1
+            inputs = torch.cat([inputs, given, self.conditions[pick].float()], dim=1)
+            timestep = 1000 * sigma.flatten()
+        return transformer(
+            hidden_states=inputs, timestep=timestep, encoder_hidden_states=self.embeds[prompt], return_dict=False
+        )[0].float()
+
     def loss(self, transformer) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
-        pick = torch.randint(len(self.latents), (n,), device=device)
-        clean, prompt = self.latents[pick].float(), self.prompts[pick]
-        prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, prompt)  # for guidance
-        sigma, noise = self.draw_sigma(n, device), torch.randn_like(clean)
-        noisy = (1 - sigma) * clean + sigma * noise
-        unknown = torch.ones_like(clean[:1, :1])
-        if self.conditions is None:
-            unknown[:, :, 0] = 0
-            noisy = torch.where(unknown.bool(), noisy, clean)
-            inputs = noisy
-            timestep = (1000 * sigma * unknown)[:, 0, :, ::2, ::2].flatten(1)
-        else:
-            given = torch.zeros_like(clean[:, :4])
-            given[:, :, 0] = 1
-            inputs = torch.cat([noisy, given, self.conditions[pick].float()], dim=1)
-            timestep = 1000 * sigma.flatten()
-        made = transformer(
-            hidden_states=inputs, timestep=timestep, encoder_hidden_states=self.embeds[prompt], return_dict=False
-        )[0]
+        pick, sigma = torch.randint(len(self.latents), (n,), device=device), self.draw_sigma(n, device)
+        clean = self.latents[pick].float()
+        made = self.answer(transformer, pick, self.drafts.under_noise(pick, clean), sigma)
+        self.drafts.keep(pick, made, sigma.flatten() > FROM)
         # the less noise there was, the more exact it has to be; below a half, few steps of a miniature lie
-        error = (made.float() - clean) ** 2 / sigma.clamp(min=0.5) * self.worth * unknown
-        return error.sum() / unknown.sum() / n / clean.shape[1]
+        error = (made - clean) ** 2 / sigma.clamp(min=0.5) * self.worth * self.unknown
+        return error.sum() / self.unknown.sum() / n / clean.shape[1]
+
+    @torch.no_grad()
+    def follow(self, transformer) -> None:
+        """Let all drafts be answers of another expert, the one that works before this one."""
+        for pick in torch.arange(len(self.latents), device=self.latents.device).split(self.batch_size):
+            noise_only = torch.ones(len(pick), 1, 1, 1, 1, device=pick.device)
+            below = self.latents[pick].float()
+            self.drafts.kept[pick] = self.answer(transformer, pick, below, noise_only).to(self.drafts.kept.dtype)
 
 
 class Continuer:

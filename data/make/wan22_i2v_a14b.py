@@ -75,9 +75,9 @@ class Denoising(wan.Denoising):
         super().__init__(latents, conditions, prompts, posterior_std, embeds, mask, batch_size, SIGMAS[part], SHIFT)
 
     @forward_replaced(torch.nn.Linear, linear_as_packed)
-    def loss(self, transformer):
-        """Of the rounded weights: four bits a weight would cost such a small model a quarter more error otherwise."""
-        return super().loss(transformer)
+    def answer(self, *args):
+        """With rounded weights: four bits a weight would cost such a small model a quarter more error otherwise."""
+        return super().answer(*args)
 
 
 def assemble(work: Path, folder: Path) -> None:
