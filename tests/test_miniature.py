@@ -30,6 +30,7 @@ from tests.notebook_style import ROOT
 
 MINIATURES = ROOT / "data" / "miniatures"
 FOLDER = MINIATURES / "ltx_video"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 WAN = ["wan22_ti2v_5b", "wan22_i2v_a14b"]
 STEPS = model("ltx_video").defaults["miniature"].steps
 
@@ -71,14 +72,15 @@ def test_it_is_small_and_holds_weights_only(name):
     assert {path.suffix for path in files} - {".gguf"} == {".safetensors", ".json", ".model", ".md"}
 
 
-@pytest.mark.parametrize("name", WAN)
-def test_the_wan_cards_state_the_recorded_figures(name):
+@pytest.mark.parametrize("name", ["ltx_video", *WAN])
+def test_the_cards_state_the_recorded_figures_and_they_are_good(name):
     metrics = json.loads((MINIATURES / name / "metrics.json").read_text())
-    assert metrics["clips"] >= 12 and metrics["steps"] == model(name).defaults["miniature"].steps
+    assert metrics["clips"] >= 48 and metrics["steps"] == model(name).defaults["miniature"].steps
     check_card((MINIATURES / name / "README.md").read_text(), metrics)
-    assert metrics["psnr_oracle"] > metrics["psnr_generated"] > metrics["psnr_freeze"] + 0.5
-    assert metrics["moving_psnr_generated"] > metrics["moving_psnr_freeze"] + 4
-    assert metrics["right_beats_wrong"] >= 0.95
+    assert metrics["psnr_oracle"] > metrics["psnr_generated"] >= metrics["psnr_freeze"] + 5
+    assert metrics["moving_psnr_generated"] >= metrics["moving_psnr_freeze"] + 6
+    assert metrics["psnr_oracle"] >= 32 and metrics["ssim_oracle"] >= 0.955
+    assert metrics["beats_freeze"] >= 0.97 and metrics["right_beats_wrong"] >= 0.98
 
 
 def check_card(card, metrics):
@@ -91,8 +93,8 @@ def check_card(card, metrics):
 
 @pytest.mark.slow
 def test_it_continues_clips_that_it_never_saw(measured):
-    assert measured["psnr_generated"] > measured["psnr_freeze"] + 1
-    assert measured["moving_psnr_generated"] > measured["moving_psnr_freeze"] + 3
+    assert measured["psnr_generated"] > measured["psnr_freeze"] + 2
+    assert measured["moving_psnr_generated"] > measured["moving_psnr_freeze"] + 4
     assert measured["psnr_generated"] > measured["psnr_wrong_prompt"] + 1
     assert measured["psnr_oracle"] > measured["psnr_generated"]
     assert measured["right_beats_wrong"] == 1 and measured["beats_freeze"] >= 0.6
@@ -101,23 +103,26 @@ def test_it_continues_clips_that_it_never_saw(measured):
 
 
 @pytest.mark.slow
-def test_its_card_states_the_measured_figures(measured):
+def test_its_recorded_figures_are_those_of_these_weights(measured):
     metrics = json.loads((FOLDER / "metrics.json").read_text())
-    assert set(metrics) == {*measured, "training"} and metrics["clips"] >= 48 and metrics["steps"] == STEPS
-    check_card((FOLDER / "README.md").read_text(), metrics)
+    assert set(metrics) == {*measured, "training"}
     # a handful of clips scatters, but another model's figures would be far off
     assert abs(metrics["psnr_generated"] - measured["psnr_generated"]) < 4
 
 
 @pytest.mark.slow
 def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
-    tiny = "--vae-minutes 0.02 --denoiser-minutes 0.02 --vae-clips 3 --latents 3 --vae-batch 1 --batch 1".split()
+    tiny = "--vae-minutes 0.02 --denoiser-minutes 0.02 --decoder-minutes 0.02".split()
+    tiny += "--vae-clips 3 --latents 3 --vae-batch 1 --batch 1".split()
     command = [sys.executable, "-m", "data.make.train", "ltx_video", "--work", tmp_path]
     command += ["--no-compile", "--no-assemble"]
     first = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "for the VAE of" in first.stdout and "denoiser of" in first.stdout
     log = json.loads((tmp_path / "training.json").read_text())
-    assert log["vae"]["steps"] > 0 and log["denoiser"]["steps"] > 0
+    assert all(log[stage]["steps"] > 0 for stage in ("vae", "denoiser", "decoder"))
+    before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("vae_before", "vae"))
+    changed = {name.split(".")[0] for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed == {"decoder"}, "the denoiser knows the encoder's latents as they are"
     again = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
     assert again.stdout == "", "a finished stage was done again"
 
@@ -129,11 +134,11 @@ def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
 @pytest.mark.slow
 def test_training_goes_on_from_a_miniature(tmp_path):
     command = [sys.executable, "-m", "data.make.train", "ltx_video", "--start-from", FOLDER, "--work", tmp_path]
-    command += "--vae-minutes 0 --denoiser-minutes 0.01 --latents 3 --batch 1 --no-compile --no-assemble".split()
+    command += "--vae-minutes 0 --denoiser-minutes 0.01 --decoder-minutes 0 --latents 3 --batch 1".split()
+    command += ["--no-compile", "--no-assemble"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "denoiser of" in done.stdout and "for the VAE of" not in done.stdout
-    weights = "vae/diffusion_pytorch_model.safetensors"
-    shipped, kept = (load_file(folder / weights) for folder in (FOLDER, tmp_path))
+    shipped, kept = (load_file(folder / "vae" / WEIGHTS) for folder in (FOLDER, tmp_path))
     assert all(torch.equal(kept[name], shipped[name]) for name in shipped if "latents" not in name)
     words = "tokenizer/spiece.model"
     assert (tmp_path / words).read_bytes() == (FOLDER / words).read_bytes()  # what the weights have learnt
@@ -144,6 +149,9 @@ def test_training_goes_on_from_a_miniature(tmp_path):
     assert legs[:-1] == before and legs[-1]["stage"] == "denoiser" and legs[-1].keys() == before[-1].keys()
     add_legs(tmp_path, json.loads((tmp_path / "training.json").read_text()), tmp_path)  # once more, from what is there
     assert json.loads((tmp_path / "metrics.json").read_text())["training"] == legs
+    add_legs(tmp_path, log, FOLDER, denoisers_too=False)
+    legs = json.loads((tmp_path / "metrics.json").read_text())["training"]
+    assert legs[:-1] == [leg for leg in before if leg["stage"].startswith("VAE")] and legs[-1]["stage"] == "denoiser"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

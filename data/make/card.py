@@ -58,7 +58,7 @@ the last one's weights with `--start-from`:
 
 {legs}
 
-{encoder} All is stored in fp16. Licence: Apache 2.0, as the project.
+{encoder} {stored} Licence: Apache 2.0, as the project.
 """
 PROMPTED = {
     "follows": """follows prompts such as "the excavator raises its arm slowly". It knows nothing else: other
@@ -66,8 +66,8 @@ pictures come out smeared, other words are noise to it""",
     "told": "prompt",
     "other": "another action",
     "wrongly": "with another action in the prompt",
-    "weak": """thin parts that turn fast (an arm's joints, a bucket, chips in the air) soften towards the end of
-the second, and what a moving part uncovers is guessed""",
+    "weak": """what moves fast and is small (a bucket's teeth, chips in the air) softens towards the end of the
+clip, and what a moving part uncovers is guessed""",
     "encoder": """The text encoder is a small {kind} with random weights from a fixed seed: enough to tell the prompts apart. The tokenizer is a
 sentencepiece model trained on the prompts.""",
 }
@@ -108,6 +108,7 @@ def write_card(name: str, folder: Path, metrics: dict) -> None:
         legs=legs,
         **{f"{measure}_wrong": metrics[f"{measure}_{wrong}"] for measure in ("psnr", "ssim", "moving_psnr")},
         **words,
+        stored=getattr(family, "STORED", "All is stored in fp16."),
         context=CONTEXT.format(several=several, **metrics) if "psnr_context" in metrics else "",
         **metrics,
     )

@@ -15,6 +15,7 @@ from torch.nn import GroupNorm
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text, wan
+from .stored import in_fp8
 from .vaes import forward_replaced
 from .vaes import scale_to_one as set_statistics  # noqa: F401 - part of what a family module offers
 
@@ -26,6 +27,7 @@ DENOISERS = {"transformer": "denoiser"}
 ENCODER = "T5EncoderModel"
 POSITIONS = 226  # positions of the prompt, its padding included, all of which the transformer attends to
 PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "cogvideox_5b_i2v"
+STORED = "The transformer's feed-forward matrices are stored in fp8, all else in fp16."  # what the card says of it
 VAE = dict(
     block_out_channels=(24, 24, 32, 32), layers_per_block=1, latent_channels=16, norm_num_groups=8,
     sample_width=SIZE[0], sample_height=TILED_HEIGHT, scaling_factor=1.0,
@@ -141,11 +143,16 @@ def scheduler() -> CogVideoXDDIMScheduler:
 
 
 def assemble(work: Path, folder: Path) -> None:
-    """Put the trained parts of `work` together as a pipeline folder in fp16, in the diffusers layout."""
+    """Put the trained parts of `work` together as a pipeline folder in the diffusers layout.
+
+    All is in fp16 but the matrices of the feed-forward layers, in fp8: on five clips that changed
+    the PSNR by -0.03 to 0.15 dB.
+    """
+    transformer = CogVideoXTransformer3DModel.from_pretrained(work / "transformer")
     pipe = CogVideoXImageToVideoPipeline(
         scheduler=scheduler(),
         vae=AutoencoderKLCogVideoX.from_pretrained(work / "vae", dtype=torch.float16),
-        transformer=CogVideoXTransformer3DModel.from_pretrained(work / "transformer", dtype=torch.float16),
+        transformer=in_fp8(transformer, lambda name, layer: ".ff." in name),
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
     )

@@ -34,3 +34,8 @@ class Drafts:
         """Put the answers `made` [n, C, T, H, W] in place of the clips' drafts, those with `which` [n] only."""
         which = which.view(-1, 1, 1, 1, 1)
         self.kept.index_copy_(0, pick, torch.where(which, made.detach().to(self.kept.dtype), self.kept[pick]))
+
+
+def prompt_or_none(prompts: torch.Tensor, none: int) -> torch.Tensor:
+    """The prompts' indices [n], some at random that of no prompt: guidance compares with it."""
+    return torch.where(torch.rand(len(prompts), device=prompts.device) < 0.08, none, prompts)

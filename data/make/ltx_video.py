@@ -18,12 +18,14 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text
-from .drafts import FROM, Drafts
-from .vaes import worth_of_channels
+from .drafts import FROM, Drafts, prompt_or_none
+from .stored import fp8, in_fp8, is_fp8, learn_as, linear_as_stored
+from .vaes import forward_replaced, worth_of_channels
 
 FRAMES = 25  # 8k+1, as the real model's rule
 SIZE, FPS = (288, 160), 24
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
+STORED = "The transformer's matrices are stored in fp8, all else in fp16."  # what the card says of it
 VAE = dict(
     latent_channels=64,
     block_out_channels=(48, 64, 128),
@@ -47,10 +49,10 @@ VAE = dict(
 TRANSFORMER = dict(
     in_channels=64,
     out_channels=64,
-    num_attention_heads=5,
-    attention_head_dim=32,
-    cross_attention_dim=160,
-    num_layers=4,
+    num_attention_heads=3,
+    attention_head_dim=64,
+    cross_attention_dim=192,
+    num_layers=6,
     caption_channels=text.WIDTH,
 )
 
@@ -60,7 +62,7 @@ def build_vae() -> AutoencoderKLLTXVideo:
 
 
 def build_denoiser() -> LTXVideoTransformer3DModel:
-    return LTXVideoTransformer3DModel(**TRANSFORMER)
+    return learn_as(fp8, LTXVideoTransformer3DModel(**TRANSFORMER), is_fp8)
 
 
 DENOISERS = {"transformer": "denoiser"}  # the pipeline's part, and the name of the stage that trains it
@@ -81,6 +83,11 @@ def picture(clips: torch.Tensor) -> None:
 
 def set_statistics(vae, mean: torch.Tensor, std: torch.Tensor) -> None:
     vae.latents_mean.copy_(mean), vae.latents_std.copy_(std)
+
+
+def statistics(vae) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents' channels [C], by which the pipeline normalises them."""
+    return vae.latents_mean, vae.latents_std
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -115,21 +122,26 @@ class Denoising:
         time = (frame * TEMPORAL + first).clamp(min=0)
         return torch.stack([time / fps, row * SPATIAL, column * SPATIAL], dim=1)
 
-    def loss(self, transformer) -> torch.Tensor:
-        device, n = self.latents.device, self.batch_size
-        pick = torch.randint(len(self.latents), (n,), device=device)
-        latents, prompt = self.latents[pick].float(), self.prompts[pick]
-        clean, below = pack(latents), pack(self.drafts.under_noise(pick, latents))
-        prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, prompt)  # for guidance
-        several = torch.rand(n, 1, 1, device=device) < 0.35
-        given = torch.where(several, torch.randint(1, 4, (n, 1, 1), device=device), 1)
+    def levels(self, steps: int) -> list[float]:
+        """The noise levels of the scheduler's steps."""
+        return torch.linspace(1, 0, steps + 1).tolist()[:-1]
+
+    @forward_replaced(torch.nn.Linear, linear_as_stored)
+    def answer(self, transformer, pick, below, sigma, prompt, several=None) -> torch.Tensor:
+        """What the transformer takes for the clean latents of the clips `pick` when it sees `below` under noise.
+
+        Latents are [B, C, T, H, W], `sigma` is [B, 1, 1, 1, 1]. For the clips with `several` [B] all is as the pipeline
+        for several conditions has it.
+        """
+        latents, sigma = self.latents[pick].float(), sigma.flatten(2)
+        clean, below, n = pack(latents), pack(below), len(pick)
+        several = torch.zeros(n, 1, 1, device=pick.device).bool() if several is None else several.view(-1, 1, 1)
+        given = torch.where(several, torch.randint(1, 4, (n, 1, 1), device=pick.device), 1)
         known = self.at[0].view(1, -1, 1) < given
-        u = torch.rand(n, 1, 1, device=device)
-        sigma = 3.0 * u / (1 + 2 * u)  # more of the noisy end, where the picture is decided
         context = clean + self.posterior_std * torch.randn_like(clean)
         # the pipeline for several has its own `image_cond_noise_scale`
         context = context + several * 0.15 * sigma**2 * torch.randn_like(clean)
-        fps = torch.where(torch.rand(n, 1, device=device) < 0.2, 25.0, 24.0)
+        fps = torch.where(torch.rand(n, 1, device=pick.device) < 0.2, 25.0, 24.0)
         noisy = torch.where(known, context, (1 - sigma) * below + sigma * torch.randn_like(clean))
         velocity = transformer(
             hidden_states=noisy,
@@ -139,20 +151,31 @@ class Denoising:
             return_dict=False,
             video_coords=self.coordinates(several[..., 0], fps),
         )[0]
-        made = noisy - sigma * velocity.float()
-        unpacked = made.transpose(1, 2).unflatten(2, latents.shape[2:])
-        self.drafts.keep(pick, unpacked, (sigma > FROM).flatten() & ~several.flatten())
+        made = torch.where(known, clean, noisy - sigma * velocity.float())
+        return made.transpose(1, 2).unflatten(2, latents.shape[2:])
+
+    def loss(self, transformer) -> torch.Tensor:
+        device, n = self.latents.device, self.batch_size
+        pick = torch.randint(len(self.latents), (n,), device=device)
+        clean, prompt = self.latents[pick].float(), prompt_or_none(self.prompts[pick], len(self.embeds) - 1)
+        several = torch.rand(n, device=device) < 0.35
+        u = torch.rand(n, 1, 1, 1, 1, device=device)
+        sigma = 3.0 * u / (1 + 2 * u)  # more of the noisy end, where the picture is decided
+        made = self.answer(transformer, pick, self.drafts.under_noise(pick, clean), sigma, prompt, several)
+        self.drafts.keep(pick, made, (sigma.flatten() > FROM) & ~several)
         # the less noise there was, the more exact it has to be; below a quarter no step of the lesson lies
-        error = (made - clean) ** 2 / sigma.clamp(min=0.25) * self.worth * ~known
-        return error.sum() / (~known).sum() / clean.shape[-1]
+        error = (made - clean) ** 2 / sigma.clamp(min=0.25) * self.worth.view(-1, 1, 1, 1)
+        return error[:, :, 1:].mean()
 
 
 def assemble(work: Path, folder: Path) -> None:
-    """Put the trained parts of `work` together as a pipeline folder in fp16, in the diffusers layout."""
+    """Put the trained parts of `work` together as a pipeline folder in the diffusers layout: the transformer's matrices
+    in fp8, all else in fp16.
+    """
     pipe = LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         vae=AutoencoderKLLTXVideo.from_pretrained(work / "vae", dtype=torch.float16),
-        transformer=LTXVideoTransformer3DModel.from_pretrained(work / "transformer", dtype=torch.float16),
+        transformer=in_fp8(LTXVideoTransformer3DModel.from_pretrained(work / "transformer")),
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
     )

@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
     Both matter to a step that is recorded as a CUDA graph: fewer kernels, and a rate that is not written into them.
 
     Args:
-        matrices: Parameters with two dimensions.
+        matrices: Parameters [rows, ...]; a convolution's kernel is taken as a matrix, a row for each channel it makes.
         lr: An update's root mean square is 0.4 times this. AdamW's is about half of that; so a rate that suits AdamW
             may be given here.
     """
@@ -49,8 +49,8 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[matrix]["momentum"] for matrix in matrices]
             torch._foreach_mul_(momenta, kept)
             torch._foreach_add_(momenta, gradients)
-            ahead = torch._foreach_add(gradients, momenta, alpha=kept)  # Nesterov's
-            size = 0.4 * math.sqrt(max(matrices[0].shape))
-            update = orthogonalized(torch.stack(ahead)) * (-size * rate)
+            ahead = torch.stack(torch._foreach_add(gradients, momenta, alpha=kept)).flatten(2)  # Nesterov's
+            size = 0.4 * math.sqrt(max(ahead.shape[1:]))
+            update = orthogonalized(ahead) * (-size * rate)
             torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])
-            torch._foreach_add_(matrices, list(update.unbind()))
+            torch._foreach_add_(matrices, list(update.unflatten(2, matrices[0].shape[1:]).unbind()))

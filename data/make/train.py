@@ -4,10 +4,11 @@
     python -m data.make.train ltx_video --vae-minutes 1 --denoiser-minutes 1 --work /tmp/quick --no-assemble
     torchrun --nproc-per-node 4 -m data.make.train ltx_video  # the same on several GPUs: each draws clips of its own
 
-Four stages, each skipped when its result is in the work folder already: the prompt's encoder (the picture's in a model
-without prompts), the VAE, the latents' statistics, the denoiser. A stage is a time budget, not a step count: on any GPU
-its learning rate has run down when the time is up. Interrupted, it goes on from its last saved state. All data is drawn
-by `data.make.scenes` on the way.
+Stages, each skipped when its result is in the work folder already: the prompt's encoder (the picture's in a model
+without prompts), the VAE, the latents' statistics, the denoiser and, where a family asks for it, the VAE's decoder once
+more, on what the denoiser makes. A stage is a time budget, not a step count: on any GPU its learning rate has run down
+when the time is up. Interrupted, it goes on from its last saved state. All data is drawn by `data.make.scenes` on the
+way.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from .scenes import MACHINES, PROMPTS, render
 
 ROOT = Path(__file__).resolve().parents[2]
 TRUTH_SEEDS = 10_000_000  # seeds from here on are never trained on: `data.make.truth` draws its clips there
+LEGS = {"vae": "VAE", "decoder": "decoder, on what the denoiser makes"}  # what the card calls a stage
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 _started = time.time()
 
@@ -114,15 +116,18 @@ def recorded(step):
 
 
 def matrices_of_blocks(module) -> tuple[list, list]:
-    """A transformer's parameters, or a VAE's: the matrices within its blocks, which Muon learns, and all others."""
+    """A transformer's parameters, or a VAE's: the matrices and kernels of its blocks, which Muon learns, and others."""
     inner, others = [], []
     for name, parameter in module.named_parameters():
-        (inner if parameter.dim() == 2 and "blocks." in name else others).append(parameter)
+        learnt_by_muon = "block" in name and name.endswith("weight") and parameter.dim() >= 2
+        (inner if learnt_by_muon else others).append(parameter)
     return inner, others
 
 
-def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, save_every=60, record=False):
+def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, save_every=60, record=False, ends=None):
     """Minimise `loss_fn()` over the module's parameters for a number of minutes; returns the averaged weights' module.
+
+    With `ends`, a time as `time.time()` gives it, all must be done by then, compiling included.
 
     The learning rate falls along a cosine of the time used. State is saved to `work/<name>.pt` so that an interrupted
     stage goes on; weights returned are an exponential moving average. With `record` a step is recorded as a CUDA graph,
@@ -196,6 +201,8 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
             if clock is None or step - first_step < 3:
                 clock = time.time()  # the first steps compile and choose kernels: that is no training time
             used = agreed(used_before + time.time() - clock, device)
+            if ends:
+                budget = agreed(used + ends - time.time(), device)
             if used - told > 10 or step == 10:
                 history.append((step, round(used, 1), round(mean, 5)))
                 told = used
@@ -206,7 +213,8 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
     save()
     for buffer, value in zip(average.buffers(), module.buffers(), strict=True):
         buffer.copy_(value)
-    return average.eval(), {"steps": step, "seconds": round(used, 1), "loss": history}
+    where = f"{WORLD} x {torch.cuda.get_device_name()}" if on_gpu else "cpu"
+    return average.eval(), {"steps": step, "seconds": round(used, 1), "loss": history, "device": where}
 
 
 def cast(device):
@@ -222,17 +230,38 @@ def ssim_in_blocks(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (((2 * ma * mb + 1e-4) * (2 * cov + 9e-4)) / ((ma * ma + mb * mb + 1e-4) * (va + vb + 9e-4))).mean()
 
 
+def unlikeness(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """How unlike the rebuilt videos `y` are to `x`, both [B, 3, T, H, W] in -1..1; what moves is counted more."""
+    error = y - x
+    moves = ((x - x.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.08).float()
+    weight = 1 + 4 * moves
+    weight = weight / weight.mean()
+    edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
+    exact = (weight * error.abs()).mean() + 0.5 * edges + 5 * (weight * error**2).mean()
+    return exact + 0.1 * (1 - ssim_in_blocks(y, x))
+
+
+def layout_of(tensor: torch.Tensor) -> torch.memory_format:
+    """The layout in which 3D convolutions are fastest where the tensor lies."""
+    return torch.channels_last_3d if tensor.is_cuda else torch.contiguous_format
+
+
+def channels_last(module: torch.nn.Module) -> None:
+    """Lay out the kernels of 3D convolutions so, too."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.to(memory_format=layout_of(layer.weight))
+
+
 def train_vae(family, args, work, device):
-    """Learn to encode and rebuild clips: absolute, squared and gradient errors, what moves counted more."""
+    """Learn to encode and rebuild clips."""
     torch.manual_seed(1)
     vae = family.build_vae()
     if args.start_from:
         vae = type(vae).from_pretrained(args.start_from / "vae").float()
     vae = vae.to(device)
     torch.manual_seed(1 + 100 * RANK)
-    if device == "cuda":
-        for convolution in (module for module in vae.modules() if isinstance(module, torch.nn.Conv3d)):
-            convolution.to(memory_format=torch.channels_last_3d)
+    channels_last(vae)
     pool = torch.cat([clips for clips, _ in draw_clips(args.vae_clips, RANK * args.vae_clips, family, device)])
     say(
         "drawn",
@@ -250,22 +279,14 @@ def train_vae(family, args, work, device):
         x = pixels(pool[pick, start : start + window, :, :, left : left + crop])
         if torch.rand(()).item() < 0.5:
             x = x.flip(4)
-        if device == "cuda":
-            x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = x.contiguous(memory_format=layout_of(x))
         with cast(device):
             posterior = posterior_of(x)
             y = rebuilt(posterior.sample())
-        error = y.float() - x
         # where a pipeline only scales latents (`vaes.scale_to_one`), their channels had better lie around zero
         centre = posterior.mean.float().mean((0, 2, 3, 4)).square().mean()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        moves = ((x - x.median(dim=2, keepdim=True).values).abs().amax(1, keepdim=True) > 0.08).float()
-        weight = 1 + 4 * moves
-        weight = weight / weight.mean()
-        edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
-        unlike = 1 - ssim_in_blocks(y.float(), x)
-        exact = (weight * error.abs()).mean() + 0.5 * edges + 5 * (weight * error**2).mean()
-        return exact + 0.1 * unlike + 3e-4 * kl + 0.03 * centre
+        return unlikeness(y.float(), x) + 3e-4 * kl + 0.03 * centre
 
     vae, log = fit("vae", vae, loss, args.vae_minutes, work, lr=args.vae_lr, warmup=100, ema_decay=0.998, device=device)
     vae = vae.to(memory_format=torch.contiguous_format)
@@ -282,42 +303,62 @@ def encode(posterior_of, clips: torch.Tensor, device) -> tuple[torch.Tensor, tor
     return posterior.mean.float(), posterior.std.float().mean((0, 2, 3, 4))
 
 
-def make_latents(family, vae, args, work, device):
-    """Encode fresh clips and their mirror images (left and right swap in the prompt); normalised per channel.
+def encoded_clips(family, vae, number, first_seed, work, device, mirrored=True):
+    """Yield fresh clips, uint8 [b, T, 3, H, W], with what the denoiser is to learn of them.
 
-    Returns latents [N, C, T, H, W] in fp16; what the family's denoiser is conditioned on beside them, or `None`; the
-    prompts' indices [N], or the rows of the family's `Told` where there are no prompts; and the posterior's standard
-    deviation [C] in normalised units.
+    That is: their latents [b, C, T, H, W] in fp16; those of the picture that the family's denoiser is conditioned on,
+    or `None`; the prompts' indices [b], or the rows of the family's `Told` where there are no prompts; and the
+    posterior's standard deviation [C]. With `mirrored` the same follows of the mirror images (left and right swap in
+    the prompt).
     """
     posterior_of, _ = family.halves(vae, compiled=False)
     mirror = torch.tensor([PROMPTS.index(_mirrored(p)) for p in PROMPTS], device=device)
     told = family.Told(work, vae, device) if is_ambient(family) else None
-    latents, conditions, prompts, spread = [], [], [], []
-    number = args.latents // WORLD
-    for clips, prompt in draw_clips(number, 1_000_000 + RANK * number, family, device):
+    for clips, prompt in draw_clips(number, first_seed, family, device):
         flipped = clips.flip(4)
         if told:
             versions = ((clips, told(clips, prompt)), (flipped, told(flipped, prompt)))
         else:
             versions = ((clips, prompt), (flipped, mirror[prompt]))
-        for version, index in versions:
-            mean, std = encode(posterior_of, version, device)
-            latents.append(mean.half()), prompts.append(index), spread.append(std)
+        for version, index in versions[: 2 if mirrored else 1]:
+            latents, std = encode(posterior_of, version, device)
             picture = family.picture(version)
-            if picture is not None:
-                conditions.append(encode(posterior_of, picture, device)[0].half())
-    latents, prompts = torch.cat(latents), torch.cat(prompts)
-    conditions = torch.cat(conditions) if conditions else None
+            condition = None if picture is None else encode(posterior_of, picture, device)[0].half()
+            yield version, latents.half(), condition, index, std
+
+
+def joined(rows) -> tuple:
+    """Of all rows together: latents, conditions or `None`, prompts, and the mean of the standard deviations."""
+    latents, conditions, prompts, spread = zip(*rows, strict=True)
+    conditions = None if conditions[0] is None else torch.cat(conditions)
+    return torch.cat(latents), conditions, torch.cat(prompts), torch.stack(spread).mean(0)
+
+
+def normalize(tensors, mean, std):
+    """In place, part by part: there are gigabytes of them. `None` is left out."""
+    shape = (1, -1, 1, 1, 1)
+    for tensor in tensors:
+        for part in tensor.split(2000) if tensor is not None else ():
+            part.sub_(mean.view(shape).half()).div_(std.view(shape).half())
+
+
+def make_latents(family, vae, args, work, device):
+    """Encode fresh clips and their mirror images; normalised per channel, and the VAE told how.
+
+    Returns latents [N, C, T, H, W] in fp16; what the family's denoiser is conditioned on beside them, or `None`; the
+    prompts' indices [N], or the rows of the family's `Told`; and the posterior's standard deviation [C] in normalised
+    units.
+    """
+    number = args.latents // WORLD
+    rows = encoded_clips(family, vae, number, 1_000_000 + RANK * number, work, device)
+    latents, conditions, prompts, spread = joined(row[1:] for row in rows)
     sample = latents[:4000].float()
     mean, std = sample.mean((0, 2, 3, 4)), sample.std((0, 2, 3, 4))
     if WORLD > 1:
         dist.broadcast(mean, 0), dist.broadcast(std, 0)
     mean, std = family.set_statistics(vae, mean, std) or (mean, std)  # or what of them the pipeline can apply
-    shape = (1, -1, 1, 1, 1)
-    for tensor in (latents, conditions):
-        for part in tensor.split(2000) if tensor is not None else ():  # in place: there are gigabytes of them
-            part.sub_(mean.view(shape).half()).div_(std.view(shape).half())
-    spread = torch.stack(spread).mean(0) / std
+    normalize((latents, conditions), mean, std)
+    spread = spread / std
     say("latents", tuple(latents.shape), f"posterior std over latents' std {spread.mean().item():.3f}")
     return latents, conditions, prompts, spread
 
@@ -333,10 +374,7 @@ def train_denoisers(family, vae, args, work, device) -> dict:
     made = make_latents(family, vae, args, work, device)
     if RANK == 0:
         vae.half().save_pretrained(work / "vae")  # again: now with the latents' statistics
-    embeds = mask = None
-    if not is_ambient(family):
-        embedded = text.embed(work, [*PROMPTS, ""], getattr(family, "POSITIONS", None))
-        embeds, mask = (t.to(device) for t in embedded)
+    embeds, mask = embedded_prompts(family, work, device)
     logs, before = {}, None
     for part, stage in family.DENOISERS.items():
         if not (work / part / "config.json").exists():
@@ -344,12 +382,88 @@ def train_denoisers(family, vae, args, work, device) -> dict:
             if before:  # two experts: the later one goes on from what the earlier one answers
                 with cast(device):
                     denoising.follow(read_denoiser(family, work / before).to(device))
-            denoiser, logs[stage] = train_denoiser(family, denoising, part, stage, args, work, device)
+            denoiser, logs[stage] = train_denoiser(family, denoising, part, stage, before, args, work, device)
             if RANK == 0:
                 denoiser.half().save_pretrained(work / part)
             wait()
         before = part
     return logs
+
+
+def embedded_prompts(family, work, device) -> tuple:
+    """Embeddings of all prompts and, last, of none, and their mask; `None` where there are no prompts."""
+    if is_ambient(family):
+        return None, None
+    embedded = text.embed(work, [*PROMPTS, ""], getattr(family, "POSITIONS", None))
+    return tuple(t.to(device) for t in embedded)
+
+
+@torch.no_grad()
+def generated(denoising, denoisers: dict, steps: int) -> torch.Tensor:
+    """What the denoisers make of the clips, [N, C, T, H, W] normalised, in about the steps of the scheduler.
+
+    Args:
+        denoisers: Each with the least noise that it works at, from the noisy end on.
+    """
+    made = torch.empty_like(denoising.latents)
+    for pick in torch.arange(len(made), device=made.device).split(denoising.batch_size):
+        below = denoising.latents[pick].float()  # nothing is seen of it under the first step's noise
+        for sigma in denoising.levels(steps):
+            denoiser = next(one for one, least in denoisers.items() if sigma >= least - 1e-6)
+            level = torch.full((len(pick), 1, 1, 1, 1), sigma, device=made.device)
+            below = denoising.answer(denoiser, pick, below, level, denoising.prompts[pick])
+        made[pick] = below.to(made.dtype)
+    return made
+
+
+def finish_decoder(family, vae, args, work, device):
+    """Learn to make pictures of what the denoisers make, whose errors are not those that the encoder makes.
+
+    The encoder stays as it is, and with it all that the denoisers know. Half of what the decoder sees still is the
+    encoder's.
+    """
+    torch.manual_seed(3 + 100 * RANK)
+    first = 3_000_000 + RANK * args.vae_clips  # other clips than the denoisers learnt from
+    rows = list(encoded_clips(family, vae, args.vae_clips, first, work, device, mirrored=False))
+    clips = torch.cat([row[0] for row in rows])
+    latents, conditions, prompts, spread = joined(row[1:] for row in rows)
+    mean, std = (t.float().to(device) for t in family.statistics(vae))
+    normalize((latents, conditions), mean, std)
+    spread = spread / std
+    rest = (*embedded_prompts(family, work, device), args.batch)
+    denoising = family.Denoising(latents, conditions, prompts, spread, *rest, next(iter(family.DENOISERS)))
+    least = getattr(family, "SIGMAS", {})
+    denoisers = {
+        read_denoiser(family, work / part).to(device).eval(): least.get(part, (0, 1))[0] for part in family.DENOISERS
+    }
+    with cast(device):
+        made = generated(denoising, denoisers, MODELS[args.model].defaults["miniature"].steps)
+    say("generated", tuple(made.shape), f"error {(made.float() - latents.float()).square().mean().item():.4f}")
+    del rows, denoising, denoisers, conditions
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    _, rebuilt = family.halves(vae, args.compile)
+    shape = (1, -1, 1, 1, 1)
+    half = max(1, args.vae_batch // 4)
+
+    def loss():
+        pick = torch.randint(len(clips), (2 * half,), device=device)
+        x = pixels(clips[pick])
+        encoders = latents[pick[half:]].float()
+        encoders = encoders + spread.view(shape) * torch.randn_like(encoders)
+        z = torch.cat([made[pick[:half]].float(), encoders]) * std.view(shape) + mean.view(shape)
+        z = z.contiguous(memory_format=layout_of(z))
+        with cast(device):
+            y = rebuilt(z)
+        return unlikeness(y.float(), x)
+
+    channels_last(vae.decoder)
+    decoder, log = fit(
+        "decoder", vae.decoder, loss, args.decoder_minutes, work, lr=args.vae_lr / 4, warmup=100, ema_decay=0.998,
+        device=device, ends=args.within and _started + 60 * args.within,
+    )  # fmt: skip
+    vae.decoder.load_state_dict(decoder.state_dict())
+    return vae.to(memory_format=torch.contiguous_format), log
 
 
 def read_denoiser(family, path: Path):
@@ -360,10 +474,11 @@ def read_denoiser(family, path: Path):
     return denoiser
 
 
-def train_denoiser(family, denoising, part, stage, args, work, device):
-    shipped = args.start_from and (args.start_from / part).exists()
-    denoiser = read_denoiser(family, args.start_from / part) if shipped else family.build_denoiser()
-    denoiser = denoiser.to(device)
+def train_denoiser(family, denoising, part, stage, before, args, work, device):
+    """Learn a denoiser: from the weights to start from, else from the expert `before`, else from nothing."""
+    shipped = args.start_from and args.denoisers_too and (args.start_from / part).exists()
+    start = args.start_from / part if shipped else before and work / before
+    denoiser = (read_denoiser(family, start) if start else family.build_denoiser()).to(device)
     torch.manual_seed(2 + 100 * RANK)
     say(stage, "of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
     if args.compile and getattr(family, "COMPILES", True):
@@ -376,10 +491,11 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
         with cast(device):
             return denoising.loss(denoiser)
 
-    minutes = args.denoiser_minutes / len(family.DENOISERS)
+    minutes, ends = args.denoiser_minutes / len(family.DENOISERS), None
     if args.within:  # what is left of it, shared by the experts that are still to come
-        left = args.within - (time.time() - _started) / 60
-        minutes = left / sum(not (work / later / "config.json").exists() for later in family.DENOISERS)
+        end = _started + 60 * (args.within - args.decoder_minutes * finishes(family))
+        left = (end - time.time()) / sum(not (work / later / "config.json").exists() for later in family.DENOISERS)
+        minutes, ends = agreed(left / 60, device), time.time() + left
         say(stage, f"gets {minutes:.1f} minutes")
     return fit(
         stage,
@@ -392,7 +508,13 @@ def train_denoiser(family, denoising, part, stage, args, work, device):
         ema_decay=0.9995,
         device=device,
         record=args.record,
+        ends=ends,
     )
+
+
+def finishes(family) -> bool:
+    """Whether the family's decoder learns once more in the end."""
+    return hasattr(family, "statistics")
 
 
 def copy_parts(there: Path, work: Path, *parts: str) -> None:
@@ -401,19 +523,17 @@ def copy_parts(there: Path, work: Path, *parts: str) -> None:
         shutil.copytree(there / part, work / part, dirs_exist_ok=True)
 
 
-def add_legs(folder: Path, log: dict, start_from: Path | None) -> None:
+def add_legs(folder: Path, log: dict, start_from: Path | None, denoisers_too: bool = True) -> None:
     """Write the log's stages into the miniature's `metrics.json`, after those of the weights that it started from.
 
-    A stage that is there already is not written again: a finished training may be run and assembled once more.
+    Without `denoisers_too` these were the VAE's alone. A stage that is there already is not written again: a finished
+    training may be run and assembled once more.
     """
     path, earlier_path = folder / "metrics.json", (start_from or folder) / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     earlier = json.loads(earlier_path.read_text())["training"] if start_from and earlier_path.exists() else []
-    legs = [
-        {"stage": "VAE" if stage == "vae" else stage, **leg, "device": log["device"]}
-        for stage, leg in log.items()
-        if stage != "device" and leg["steps"]
-    ]
+    earlier = [leg for leg in earlier if denoisers_too or leg["stage"].startswith(LEGS["vae"])]
+    legs = [{"stage": LEGS.get(stage, stage), **leg} for stage, leg in log.items() if leg["steps"]]
     metrics["training"] = earlier + [leg for leg in legs if leg not in earlier]
     path.write_text(json.dumps(metrics, indent=1) + "\n")
 
@@ -435,8 +555,12 @@ def main():
         type=Path,
         help="a miniature's folder to start the weights from; with --vae-minutes 0 its VAE stays as it is",
     )
+    parser.add_argument(
+        "--denoisers-too", action=argparse.BooleanOptionalAction, default=True, help="start them from there as well"
+    )
     parser.add_argument("--vae-minutes", type=float, default=6.0)
     parser.add_argument("--denoiser-minutes", type=float, default=9.0)
+    parser.add_argument("--decoder-minutes", type=float, default=2.0)
     parser.add_argument("--within", type=float, help="minutes for the whole run: the denoiser gets what then is left")
     parser.add_argument("--vae-clips", type=int, default=2400)
     parser.add_argument("--latents", type=int, default=9000)
@@ -464,7 +588,6 @@ def main():
 
     log_path = work / "training.json"
     log = json.loads(log_path.read_text()) if log_path.exists() else {}
-    log["device"] = f"{WORLD} x {torch.cuda.get_device_name()}" if device == "cuda" else "cpu"
 
     if RANK == 0 and is_ambient(family):
         family.save_encoder(work)
@@ -485,17 +608,24 @@ def main():
             vae.half().save_pretrained(work / "vae")
             log_path.write_text(json.dumps(log))
     wait()
-    vae = type(family.build_vae()).from_pretrained(work / "vae").float().to(device).eval()
+    read_vae = lambda: type(family.build_vae()).from_pretrained(work / "vae").float().to(device).eval()  # noqa: E731
     if args.denoiser_minutes and not all((work / part / "config.json").exists() for part in family.DENOISERS):
-        log |= train_denoisers(family, vae, args, work, device)
+        log |= train_denoisers(family, read_vae(), args, work, device)
         if RANK == 0:
+            log_path.write_text(json.dumps(log))
+    wait()
+    if finishes(family) and args.denoiser_minutes and args.decoder_minutes and "decoder" not in log:
+        vae, log["decoder"] = finish_decoder(family, read_vae(), args, work, device)
+        if RANK == 0:
+            (work / "vae").rename(work / "vae_before")
+            vae.half().save_pretrained(work / "vae")
             log_path.write_text(json.dumps(log))
     wait()
     if args.assemble and RANK == 0:
         folder = ROOT / "data" / "miniatures" / args.model
         family.assemble(work, folder)
         forget_origins(folder)
-        add_legs(folder, log, args.start_from)
+        add_legs(folder, log, args.start_from, args.denoisers_too)
         say("assembled", folder, "- its card: python -m data.make.card", args.model)
     if WORLD > 1:
         dist.destroy_process_group()

@@ -9,7 +9,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from .drafts import FROM, Drafts
+from .drafts import FROM, Drafts, prompt_or_none
+from .stored import linear_as_stored
 from .vaes import forward_replaced, worth_of_channels
 
 ENCODER = "UMT5EncoderModel"
@@ -68,6 +69,11 @@ def set_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, std: torch.Tensor)
     vae.register_to_config(latents_mean=rounded[0], latents_std=rounded[1])
 
 
+def statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the latents' channels [C], by which the pipeline normalises them."""
+    return torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
+
+
 class PaddingOnce(WanAttnProcessor):
     """Attention to a prompt that is padded by a few zeros, with the result of padding it to `TOKENS`.
 
@@ -121,31 +127,36 @@ class Denoising:
         u = low + (high - low) * torch.rand(number, 1, 1, 1, 1, device=device)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
-    def answer(self, transformer, pick, below, sigma) -> torch.Tensor:
+    def levels(self, steps: int) -> list[float]:
+        """The noise levels of the scheduler's steps."""
+        return [self.shift * u / (1 + (self.shift - 1) * u) for u in torch.linspace(1, 0, steps + 1).tolist()[:-1]]
+
+    @forward_replaced(torch.nn.Linear, linear_as_stored)
+    def answer(self, transformer, pick, below, sigma, prompt) -> torch.Tensor:
         """What the transformer takes for the clean latents of the clips `pick` when it sees `below` under noise."""
-        device, n = below.device, len(pick)
-        prompt = torch.where(torch.rand(n, device=device) < 0.08, len(self.embeds) - 1, self.prompts[pick])  # guidance
         inputs = (1 - sigma) * below + sigma * torch.randn_like(below)
+        clean = self.latents[pick].float()
         if self.conditions is None:
-            inputs = torch.where(self.unknown.bool(), inputs, self.latents[pick].float())
+            inputs = torch.where(self.unknown.bool(), inputs, clean)
             timestep = (1000 * sigma * self.unknown)[:, 0, :, ::2, ::2].flatten(1)
         else:
             given = torch.zeros_like(below[:, :4])
             given[:, :, 0] = 1
             inputs = torch.cat([inputs, given, self.conditions[pick].float()], dim=1)
             timestep = 1000 * sigma.flatten()
-        return transformer(
+        made = transformer(
             hidden_states=inputs, timestep=timestep, encoder_hidden_states=self.embeds[prompt], return_dict=False
-        )[0].float()
+        )[0]
+        return torch.where(self.unknown.bool(), made.float(), clean)
 
     def loss(self, transformer) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
         pick, sigma = torch.randint(len(self.latents), (n,), device=device), self.draw_sigma(n, device)
-        clean = self.latents[pick].float()
-        made = self.answer(transformer, pick, self.drafts.under_noise(pick, clean), sigma)
+        clean, prompt = self.latents[pick].float(), prompt_or_none(self.prompts[pick], len(self.embeds) - 1)
+        made = self.answer(transformer, pick, self.drafts.under_noise(pick, clean), sigma, prompt)
         self.drafts.keep(pick, made, sigma.flatten() > FROM)
         # the less noise there was, the more exact it has to be; below a half, few steps of a miniature lie
-        error = (made - clean) ** 2 / sigma.clamp(min=0.5) * self.worth * self.unknown
+        error = (made - clean) ** 2 / sigma.clamp(min=0.5) * self.worth
         return error.sum() / self.unknown.sum() / n / clean.shape[1]
 
     @torch.no_grad()
@@ -153,8 +164,9 @@ class Denoising:
         """Let all drafts be answers of another expert, the one that works before this one."""
         for pick in torch.arange(len(self.latents), device=self.latents.device).split(self.batch_size):
             noise_only = torch.ones(len(pick), 1, 1, 1, 1, device=pick.device)
-            below = self.latents[pick].float()
-            self.drafts.kept[pick] = self.answer(transformer, pick, below, noise_only).to(self.drafts.kept.dtype)
+            below, prompt = self.latents[pick].float(), prompt_or_none(self.prompts[pick], len(self.embeds) - 1)
+            made = self.answer(transformer, pick, below, noise_only, prompt)
+            self.drafts.kept[pick] = made.to(self.drafts.kept.dtype)
 
 
 class Continuer:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, GGUFQuantizationConfig, WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
@@ -13,8 +12,8 @@ from helpers.dummies import gguf_path
 from helpers.gguf_files import original_name, quantized, write_gguf
 
 from . import text, wan
-from .vaes import forward_replaced
-from .wan import BOUNDARY, ENCODER, halves, set_statistics  # noqa: F401 - part of what a family module offers
+from .stored import learn_as, q4_0
+from .wan import BOUNDARY, ENCODER, halves, set_statistics, statistics  # noqa: F401 - part of what a family module offers
 
 FRAMES, SIZE, FPS = 17, (256, 144), 16  # 4k+1 frames, sides that are multiples of 16; the real model makes 16 a second
 DENOISERS = {"transformer": "high-noise expert", "transformer_2": "low-noise expert"}
@@ -22,13 +21,15 @@ SIGMAS = {"transformer": (BOUNDARY, 1.0), "transformer_2": (0.0, BOUNDARY)}
 SHIFT = 3.0
 KIND = "Q4_0"  # blocks of 32 weights, which fit small matrices; the Python package can pack it
 PLAIN = ("patch_embedding", "proj_out", "time_embedder")  # matrices that stay unquantised
+STORED = "The experts' matrices are stored in Q4_0, all else in fp16 or fp32."  # what the card says of it
 VAE = dict(
     base_dim=16, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True],
     latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
 )  # fmt: skip
-TRANSFORMER = wan.transformer_config(
-    in_channels=36, out_channels=16, num_attention_heads=6, attention_head_dim=32, ffn_dim=704, num_layers=4
-)
+TRANSFORMER = wan.transformer_config(  # a token for each latent pixel: many for few weights
+    in_channels=36, out_channels=16, num_attention_heads=3, attention_head_dim=64, ffn_dim=704, num_layers=4,
+    patch_size=(1, 1, 1),
+)  # fmt: skip
 
 
 def build_vae() -> AutoencoderKLWan:
@@ -37,9 +38,7 @@ def build_vae() -> AutoencoderKLWan:
 
 def build_denoiser() -> WanTransformer3DModel:
     denoiser = wan.read_padding_once(WanTransformer3DModel(**TRANSFORMER))
-    for name, layer in denoiser.named_modules():
-        layer.packed = isinstance(layer, torch.nn.Linear) and kind_of(f"{name}.weight", layer.weight) == KIND
-    return denoiser
+    return learn_as(q4_0, denoiser, lambda name, layer: kind_of(f"{name}.weight", layer.weight) == KIND)
 
 
 def kind_of(name: str, tensor: torch.Tensor) -> str:
@@ -47,20 +46,6 @@ def kind_of(name: str, tensor: torch.Tensor) -> str:
     if not name.endswith("weight") or tensor.dim() == 1:
         return "F32"
     return "F16" if tensor.dim() > 2 or tensor.shape[1] % 32 or any(part in name for part in PLAIN) else KIND
-
-
-def rounded(weight: torch.Tensor) -> torch.Tensor:
-    """What Q4_0 keeps of a matrix [rows, columns], blocks of 32 columns; gradients pass as if it kept all."""
-    blocks = weight.unflatten(1, (-1, 32))
-    scale = blocks.gather(2, blocks.abs().argmax(2, keepdim=True)) / -8
-    steps = (blocks / torch.where(scale == 0, 1, scale) + 8.5).floor().clamp(0, 15) - 8
-    kept = (steps * scale.half().float()).flatten(1)
-    return weight + (kept - weight).detach()
-
-
-def linear_as_packed(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """`Linear.forward` with the matrix as it will come out of the file."""
-    return F.linear(x, rounded(layer.weight) if layer.packed else layer.weight, layer.bias)
 
 
 def picture(clips: torch.Tensor) -> torch.Tensor:
@@ -73,11 +58,6 @@ def picture(clips: torch.Tensor) -> torch.Tensor:
 class Denoising(wan.Denoising):
     def __init__(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, part):
         super().__init__(latents, conditions, prompts, posterior_std, embeds, mask, batch_size, SIGMAS[part], SHIFT)
-
-    @forward_replaced(torch.nn.Linear, linear_as_packed)
-    def answer(self, *args):
-        """With rounded weights: four bits a weight would cost such a small model a quarter more error otherwise."""
-        return super().answer(*args)
 
 
 def assemble(work: Path, folder: Path) -> None:

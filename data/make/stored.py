@@ -1,0 +1,50 @@
+"""Learning with the weights that a file will keep: rounded on the way forward, exact for the gradients.
+
+A model that never saw its weights rounded makes more errors with them; one that learnt with them hardly any.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def q4_0(weight: torch.Tensor) -> torch.Tensor:
+    """What Q4_0 keeps of a matrix [rows, columns], blocks of 32 columns; gradients pass as if it kept all."""
+    blocks = weight.unflatten(1, (-1, 32))
+    scale = blocks.gather(2, blocks.abs().argmax(2, keepdim=True)) / -8
+    steps = (blocks / torch.where(scale == 0, 1, scale) + 8.5).floor().clamp(0, 15) - 8
+    kept = (steps * scale.half().float()).flatten(1)
+    return weight + (kept - weight).detach()
+
+
+def fp8(weight: torch.Tensor) -> torch.Tensor:
+    """What a file in fp8 (e4m3) keeps of a tensor; gradients pass as if it kept all."""
+    return weight + (weight.to(torch.float8_e4m3fn).to(weight.dtype) - weight).detach()
+
+
+def learn_as(kind, module: torch.nn.Module, chosen) -> torch.nn.Module:
+    """Have `linear_as_stored` round the matrices of the module's linear layers whose names `chosen` says yes to."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.stored_as = kind if chosen(name, layer) else None
+    return module
+
+
+def linear_as_stored(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """`Linear.forward` with the matrix as it will come out of the file."""
+    return F.linear(x, layer.stored_as(layer.weight) if layer.stored_as else layer.weight, layer.bias)
+
+
+def is_fp8(name: str, layer: torch.nn.Linear) -> bool:
+    """Whether a transformer's linear layer is stored in fp8: all but those that read and write latents."""
+    return name not in ("proj_in", "proj_out")
+
+
+def in_fp8(module: torch.nn.Module, chosen=is_fp8) -> torch.nn.Module:
+    """The module, its chosen matrices in fp8 and all else in fp16, to be saved: for the same bytes twice as many."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear) and chosen(name, layer):
+            layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    for parameter in module.parameters():
+        if parameter.dtype != torch.float8_e4m3fn:
+            parameter.data = parameter.data.half()
+    return module

@@ -1,0 +1,81 @@
+"""Pieces of the training that all families share: what files keep of weights, the optimizer, what comes after."""
+
+import pytest
+import torch
+from diffusers import LTXVideoTransformer3DModel
+
+from data.make import ltx_video, text, wan22_i2v_a14b
+from data.make.muon import Muon
+from data.make.stored import fp8, in_fp8, linear_as_stored
+from data.make.train import generated, matrices_of_blocks, unlikeness
+from data.make.vaes import forward_replaced
+
+
+def test_a_transformer_learns_with_the_weights_that_come_back_from_its_file(tmp_path):
+    torch.manual_seed(0)
+    learning = ltx_video.build_denoiser()
+    in_fp8(LTXVideoTransformer3DModel(**ltx_video.TRANSFORMER)).save_pretrained(tmp_path)  # any weights: for the size
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 4.2e6
+    stored = LTXVideoTransformer3DModel(**ltx_video.TRANSFORMER)
+    stored.load_state_dict(learning.state_dict())
+    in_fp8(stored).save_pretrained(tmp_path)
+    read = LTXVideoTransformer3DModel.from_pretrained(tmp_path, dtype=torch.float32)
+    layers = dict(read.named_modules())
+    rounded = [name for name, layer in learning.named_modules() if getattr(layer, "stored_as", None)]
+    assert "transformer_blocks.5.ff.net.2" in rounded and not {"proj_in", "proj_out"} & set(rounded)
+    for name in rounded[-5:]:
+        layer, theirs = learning.get_submodule(name), layers[name]
+        x = torch.randn(3, layer.in_features)
+        with forward_replaced(torch.nn.Linear, linear_as_stored):
+            seen = layer(x)
+        bias = (layer.bias - theirs.bias).detach()  # in half precision there
+        assert torch.allclose(seen, theirs(x) + bias, atol=1e-5) and not torch.equal(seen, layer(x))
+
+
+def test_gradients_pass_rounding():
+    weight = (0.1 * torch.randn(4, 6)).requires_grad_()
+    (3 * fp8(weight)).sum().backward()
+    assert torch.equal(weight.grad, torch.full_like(weight, 3))
+
+
+def test_muon_learns_matrices_and_kernels_and_takes_them_as_matrices():
+    torch.manual_seed(0)
+    inner, others = matrices_of_blocks(ltx_video.build_vae())
+    assert {weight.dim() for weight in inner} == {5} and any(weight.dim() == 5 for weight in others)
+    inner, _ = matrices_of_blocks(ltx_video.build_denoiser())
+    assert inner and all(weight.dim() == 2 and min(weight.shape) > 6 for weight in inner)  # no table of shifts
+
+    kernel, matrix = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((8, 4, 3, 3, 3), (8, 108)))
+    gradient = torch.randn(8, 108)
+    kernel.grad, matrix.grad = gradient.view(8, 4, 3, 3, 3).clone(), gradient.clone()
+    Muon([kernel, matrix], lr=0.1).step()
+    assert torch.allclose(kernel.flatten(1), matrix, atol=1e-6)
+    sizes = torch.linalg.svdvals(matrix.detach())
+    assert sizes.max() < 2 * sizes.min(), "all directions are learnt about as fast"
+    assert matrix.square().mean().sqrt().item() == pytest.approx(0.04, rel=0.3)  # 0.4 times the rate
+
+
+@pytest.mark.parametrize("family", [ltx_video, wan22_i2v_a14b])
+def test_clips_are_generated_step_by_step_by_the_denoiser_whose_turn_it_is(family):
+    channels = 64 if family is ltx_video else 16
+    latents = torch.randn(3, channels, 2, 4, 4).half()
+    conditions = None if family is ltx_video else latents
+    embeds, mask = torch.randn(2, 9, text.WIDTH), torch.ones(2, 9)
+    part = next(iter(family.DENOISERS))
+    denoising = family.Denoising(
+        latents, conditions, torch.zeros(3).long(), torch.ones(channels), embeds, mask, 2, part
+    )
+    asked = []
+    denoising.answer = lambda who, pick, below, sigma, prompt: asked.append((who, sigma.max().item())) or below + 1
+    made = generated(denoising, {"first": 0.9, "second": 0.0}, steps=4)
+    levels = [1, 0.75, 0.5, 0.25] if family is ltx_video else [1, 0.9, 0.75, 0.5]
+    assert [sigma for _, sigma in asked] == pytest.approx(2 * levels)  # two batches
+    assert [who for who, _ in asked[:4]] == ["first" if sigma >= 0.9 else "second" for sigma in levels]
+    assert torch.allclose(made.float(), latents.float() + 4, atol=1e-2)
+
+
+def test_a_rebuilt_clip_is_the_less_unlike_the_nearer_it_is():
+    torch.manual_seed(0)
+    clip = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    near, far = (unlikeness(clip + size * torch.randn_like(clip), clip).item() for size in (0.05, 0.2))
+    assert unlikeness(clip, clip).item() == pytest.approx(0, abs=1e-5) and 0 < near < far
