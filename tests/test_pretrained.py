@@ -16,6 +16,7 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 from nbconvert import HTMLExporter
 from safetensors.numpy import load, save
+from safetensors.torch import load_file
 
 from helpers import downloads
 from helpers.run_lesson import NOTEBOOKS, ROOT
@@ -328,8 +329,8 @@ def test_a_folder_is_not_downloaded_and_its_weights_are_counted():
     text_encoder, transformer, vae = (p for p in found.parts if p.ram)
     for part, size in ((text_encoder, 4), (transformer, 2), (vae, 2)):
         (weights,) = [name for name in part.files if name.endswith(".safetensors")]
-        arrays = load((ROOT / folder / weights).read_bytes())
-        assert part.ram == size * sum(array.size for array in arrays.values())
+        arrays = load_file(ROOT / folder / weights)
+        assert part.ram == size * sum(array.numel() for array in arrays.values())
     assert found.ram == transformer.ram + vae.ram > text_encoder.ram  # the two halves are never there together
     assert "in float32" in found._repr_mimebundle_()["text/html"]
     with pytest.raises(ValueError, match="has no part unet; it has scheduler, "):
@@ -416,7 +417,7 @@ def test_a_disk_that_is_too_full(hub, monkeypatch):
     free = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free(2**34, 2**34 - 2**29, 2**29))
     said = plan()
-    assert f"DownloadError: {REPO} needs 8.2 MiB of disk" in said and "0.50 GiB free: free 0.6 GiB" in said
+    assert f"DownloadError: {REPO} needs 8.4 MiB of disk" in said and "0.50 GiB free: free 0.6 GiB" in said
     assert constants.HF_HUB_CACHE in said and "set HF_HOME" in said
     assert set(hub.fetched()) == {"model_index.json"}
 

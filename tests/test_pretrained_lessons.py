@@ -10,7 +10,7 @@ import shutil
 
 import nbformat
 import pytest
-from safetensors.numpy import load, save
+from safetensors.torch import load, save
 
 from helpers.models import MODELS
 from helpers.run_lesson import NOTEBOOKS

@@ -62,7 +62,7 @@ the last one's weights with `--start-from`:
 """
 PROMPTED = {
     "follows": """follows prompts such as "the excavator raises its arm slowly". It knows nothing else: other
-pictures come out smeared, other words are noise to it""",
+pictures come out broken, other words are noise to it""",
     "told": "prompt",
     "other": "another action",
     "wrongly": "with another action in the prompt",
