@@ -62,8 +62,7 @@ def clip_of(family, frames=None):
 
 
 def statistics(vae):
-    shape = (1, -1, 1, 1, 1)
-    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+    return tuple(t.view(1, -1, 1, 1, 1) for t in wan.statistics(vae))
 
 
 class NothingOnTheHost(TorchDispatchMode):

@@ -145,8 +145,8 @@ def scheduler() -> CogVideoXDDIMScheduler:
 def assemble(work: Path, folder: Path) -> None:
     """Put the trained parts of `work` together as a pipeline folder in the diffusers layout.
 
-    All is in fp16 but the matrices of the feed-forward layers, in fp8: on five clips that changed
-    the PSNR by -0.03 to 0.15 dB.
+    All is in fp16 but the matrices of the feed-forward layers, in fp8: on five clips that changed the
+    PSNR by -0.03 to 0.15 dB.
     """
     transformer = CogVideoXTransformer3DModel.from_pretrained(work / "transformer")
     pipe = CogVideoXImageToVideoPipeline(

@@ -481,7 +481,7 @@ def train_denoiser(family, denoising, part, stage, before, args, work, device):
     denoiser = (read_denoiser(family, start) if start else family.build_denoiser()).to(device)
     torch.manual_seed(2 + 100 * RANK)
     say(stage, "of", f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
-    if args.compile and getattr(family, "COMPILES", True):
+    if args.compile:
         if denoiser._repeated_blocks:
             denoiser.compile_repeated_blocks(dynamic=False)  # one block compiled serves all
         else:
