@@ -19,13 +19,15 @@ from transformers import T5EncoderModel, T5TokenizerFast
 
 from . import text
 from .drafts import FROM, Drafts, prompt_or_none
-from .stored import fp8, in_fp8, is_fp8, learn_as, linear_as_stored
+from .stored import conv_as_stored, fp8, in_fp8, is_fp8, learn_as, linear_as_stored
 from .vaes import forward_replaced, worth_of_channels
 
 FRAMES = 25  # 8k+1, as the real model's rule
+SEVERAL = 0.4  # of the draws are as `LTXConditionPipeline` has them,
+GIVEN = (1, 2, 3, 3, 3, 3, 4, 5)  # with one of these numbers of latent frames to begin with
 SIZE, FPS = (288, 160), 24
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
-STORED = "The transformer's matrices are stored in fp8, all else in fp16."  # what the card says of it
+STORED = "The transformer's matrices and the decoder's kernels are stored in fp8, all else in fp16."  # what the card says of it
 VAE = dict(
     latent_channels=64,
     block_out_channels=(48, 64, 128),
@@ -52,7 +54,7 @@ TRANSFORMER = dict(
     num_attention_heads=3,
     attention_head_dim=64,
     cross_attention_dim=192,
-    num_layers=6,
+    num_layers=8,
     caption_channels=text.WIDTH,
 )
 
@@ -69,12 +71,22 @@ DENOISERS = {"transformer": "denoiser"}  # the pipeline's part, and the name of 
 ENCODER = "T5EncoderModel"
 
 
+def in_a_block(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a layer of the decoder is stored in fp8: all but those that read latents and write pixels."""
+    return name.startswith("up_blocks")
+
+
 def halves(vae, compiled: bool):
-    """Functions from pixels to the posterior, and from latents to pixels."""
-    encoder, decoder = vae.encoder, vae.decoder
+    """Functions from pixels to the posterior, and from latents to pixels, with the decoder's weights as stored."""
+    encoder, decoder = vae.encoder, learn_as(fp8, vae.decoder, in_a_block)
     if compiled:
         encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)
-    return lambda x: DiagonalGaussianDistribution(encoder(x)), decoder
+
+    @forward_replaced(torch.nn.Conv3d, conv_as_stored)
+    def decoded(latents):
+        return decoder(latents)
+
+    return lambda x: DiagonalGaussianDistribution(encoder(x)), decoded
 
 
 def picture(clips: torch.Tensor) -> None:
@@ -99,7 +111,7 @@ class Denoising:
     """The transformer's training loss on normalised latents, the same conditioning as in the two LTX pipelines.
 
     `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior; `LTXConditionPipeline`
-    gives one to three, adds a little noise to them, and counts time in another way. Both are learnt.
+    gives several, adds a little noise to them, and counts time in another way. Both are learnt.
 
     Args:
         latents: [N, C, T, H, W] fp16, normalised per channel.
@@ -114,6 +126,7 @@ class Denoising:
         frames, height, width = latents.shape[2:]
         grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
         self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
+        self.often = torch.tensor(GIVEN, device=latents.device)
 
     def coordinates(self, from_condition_pipeline: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
         """Seconds, row and column of each token as the pipeline has them, [B, 3, N], for arguments [B, 1]."""
@@ -136,7 +149,8 @@ class Denoising:
         latents, sigma = self.latents[pick].float(), sigma.flatten(2)
         clean, below, n = pack(latents), pack(below), len(pick)
         several = torch.zeros(n, 1, 1, device=pick.device).bool() if several is None else several.view(-1, 1, 1)
-        given = torch.where(several, torch.randint(1, 4, (n, 1, 1), device=pick.device), 1)
+        often = self.often[torch.randint(len(GIVEN), (n, 1, 1), device=pick.device)]
+        given = torch.where(several, often, 1)
         known = self.at[0].view(1, -1, 1) < given
         context = clean + self.posterior_std * torch.randn_like(clean)
         # the pipeline for several has its own `image_cond_noise_scale`
@@ -158,9 +172,9 @@ class Denoising:
         device, n = self.latents.device, self.batch_size
         pick = torch.randint(len(self.latents), (n,), device=device)
         clean, prompt = self.latents[pick].float(), prompt_or_none(self.prompts[pick], len(self.embeds) - 1)
-        several = torch.rand(n, device=device) < 0.35
+        several = torch.rand(n, device=device) < SEVERAL
         u = torch.rand(n, 1, 1, 1, 1, device=device)
-        sigma = 3.0 * u / (1 + 2 * u)  # more of the noisy end, where the picture is decided
+        sigma = 4.0 * u / (1 + 3 * u)  # more of the noisy end, where the picture is decided
         made = self.answer(transformer, pick, self.drafts.under_noise(pick, clean), sigma, prompt, several)
         self.drafts.keep(pick, made, (sigma.flatten() > FROM) & ~several)
         # the less noise there was, the more exact it has to be; below a quarter no step of the lesson lies
@@ -170,11 +184,12 @@ class Denoising:
 
 def assemble(work: Path, folder: Path) -> None:
     """Put the trained parts of `work` together as a pipeline folder in the diffusers layout: the transformer's matrices
-    in fp8, all else in fp16.
+    and the decoder's kernels in fp8, all else in fp16.
     """
+    vae = AutoencoderKLLTXVideo.from_pretrained(work / "vae")
     pipe = LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
-        vae=AutoencoderKLLTXVideo.from_pretrained(work / "vae", dtype=torch.float16),
+        vae=in_fp8(vae, lambda name, layer: in_a_block(name.removeprefix("decoder."), layer)),
         transformer=in_fp8(LTXVideoTransformer3DModel.from_pretrained(work / "transformer")),
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),

@@ -21,28 +21,42 @@ def fp8(weight: torch.Tensor) -> torch.Tensor:
     return weight + (weight.to(torch.float8_e4m3fn).to(weight.dtype) - weight).detach()
 
 
+LAYERS = (torch.nn.Linear, torch.nn.Conv3d)  # whose weights are most of a miniature
+
+
 def learn_as(kind, module: torch.nn.Module, chosen) -> torch.nn.Module:
-    """Have `linear_as_stored` round the matrices of the module's linear layers whose names `chosen` says yes to."""
+    """Have the `..._as_stored` functions round the weights of those of the module's layers that `chosen` says yes to."""
     for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear):
+        if isinstance(layer, LAYERS):
             layer.stored_as = kind if chosen(name, layer) else None
     return module
 
 
+def weight_as_stored(layer: torch.nn.Module) -> torch.Tensor:
+    """The layer's weight as it will come out of the file."""
+    return layer.stored_as(layer.weight) if layer.stored_as else layer.weight
+
+
 def linear_as_stored(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """`Linear.forward` with the matrix as it will come out of the file."""
-    return F.linear(x, layer.stored_as(layer.weight) if layer.stored_as else layer.weight, layer.bias)
+    """`Linear.forward` with the weight as it will come out of the file."""
+    return F.linear(x, weight_as_stored(layer), layer.bias)
 
 
-def is_fp8(name: str, layer: torch.nn.Linear) -> bool:
-    """Whether a transformer's linear layer is stored in fp8: all but those that read and write latents."""
-    return name not in ("proj_in", "proj_out")
+def conv_as_stored(layer: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """`Conv3d.forward` with the weight as it will come out of the file."""
+    return layer._conv_forward(x, weight_as_stored(layer), layer.bias)
+
+
+def is_fp8(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a transformer's layer is stored in fp8: all linear ones but those that read and write latents."""
+    return isinstance(layer, torch.nn.Linear) and name not in ("proj_in", "proj_out")
 
 
 def in_fp8(module: torch.nn.Module, chosen=is_fp8) -> torch.nn.Module:
-    """The module, its chosen matrices in fp8 and all else in fp16, to be saved: for the same bytes twice as many."""
+    """The module, the weights of its chosen layers in fp8 and all else in fp16, to be saved: for the same bytes twice as
+    many."""
     for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear) and chosen(name, layer):
+        if isinstance(layer, LAYERS) and chosen(name, layer):
             layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
     for parameter in module.parameters():
         if parameter.dtype != torch.float8_e4m3fn:

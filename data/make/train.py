@@ -105,7 +105,7 @@ def recorded(step):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's threads may ask CUDA meanwhile
         result = step()
 
     def replay():
@@ -189,7 +189,7 @@ def fit(name, module, loss_fn, minutes, work, *, lr, warmup, ema_decay, device, 
     while used < budget:
         rate.fill_(lr * min(1, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * used / budget))))
         kept.fill_(min(ema_decay, (step + 1) / (step + 21)))
-        if record and on_gpu and WORLD == 1 and step - first_step == 3:
+        if record and on_gpu and step - first_step == 3:
             advance = recorded(advance)
         losses.append(advance().clone())
         step += 1
@@ -526,13 +526,13 @@ def copy_parts(there: Path, work: Path, *parts: str) -> None:
 def add_legs(folder: Path, log: dict, start_from: Path | None, denoisers_too: bool = True) -> None:
     """Write the log's stages into the miniature's `metrics.json`, after those of the weights that it started from.
 
-    Without `denoisers_too` these were the VAE's alone. A stage that is there already is not written again: a finished
+    Without `denoisers_too` these are the VAE's alone. A stage that is there already is not written again: a finished
     training may be run and assembled once more.
     """
     path, earlier_path = folder / "metrics.json", (start_from or folder) / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     earlier = json.loads(earlier_path.read_text())["training"] if start_from and earlier_path.exists() else []
-    earlier = [leg for leg in earlier if denoisers_too or leg["stage"].startswith(LEGS["vae"])]
+    earlier = [leg for leg in earlier if denoisers_too or leg["stage"].startswith(tuple(LEGS.values()))]
     legs = [{"stage": LEGS.get(stage, stage), **leg} for stage, leg in log.items() if leg["steps"]]
     metrics["training"] = earlier + [leg for leg in legs if leg not in earlier]
     path.write_text(json.dumps(metrics, indent=1) + "\n")
