@@ -236,4 +236,5 @@ class Continuer:
     def from_several(self, frames, prompt, steps, seed):
         pictures = self.pipe.video_processor.numpy_to_pil(frames.permute(0, 2, 3, 1).numpy())
         condition = LTXVideoCondition(video=pictures, frame_index=0)
-        return self._call(self.several, frames, prompt, steps, seed, conditions=[condition])
+        given = dict(conditions=[condition], image_cond_noise_scale=0.0)  # as in lesson 01: the frames are exact
+        return self._call(self.several, frames, prompt, steps, seed, **given)

@@ -9,7 +9,8 @@ size shows the same scene (1280x720 crops 0.6 % left and right). One seed is one
 all random numbers are drawn per seed on the CPU.
 
 The motion is *autonomous*: what happens next follows from one frame and the prompt (which names the action and the
-speed). That is what makes a true continuation exist, and a model's continuation comparable with it.
+speed). That is what makes a true continuation exist, and a model's continuation comparable with it. Only the hand that
+holds the camera follows nothing that a frame shows: several frames tell how it sways, one does not.
 
     frames, _ = render("excavator", seeds=[7, 8], ambient=[0.2, 0.8])  # the machine stops, all else goes on
 
@@ -552,6 +553,7 @@ def render(
     fps: float = FPS,
     device="cpu",
     ambient: Sequence[float] | None = None,
+    steady_from: int | None = None,
 ) -> tuple[torch.Tensor, list[str]]:
     """Draw one clip for each seed.
 
@@ -564,6 +566,8 @@ def render(
             2 s in an ambient clip, whose machine stops at its first frame).
         frames: number of frames; size: (width, height) in pixels; fps: frames a second.
         ambient: each clip's amount of ambient motion, 0 to 1; or None for a machine that goes on with its action.
+        steady_from: the frame from which on the camera no longer sways, or None: how it sways is all in a clip that no
+            single frame tells.
 
     Returns:
         Frames [B, T, 3, height, width], float in 0..1, and each clip's prompt ("the excavator idles" if ambient).
@@ -601,7 +605,10 @@ def render(
     grade = torch.tensor([[0.97, 0.98, 1.04], [1.0, 1.0, 1.0], [1.04, 0.94, 0.82]], device=device)[light]
     corner = ((moving.x - 144) / 144) ** 2 + ((moving.y - 80) / 80) ** 2
     video = video * grade.view(-1, 1, 3, 1, 1) * (1 - 0.07 * corner).unsqueeze(2)
-    video = _handheld(video, sway_x, sway_y, time + idle, moving.scale, None if ambient is None else 1 + DRIFT * idle)
+    swayed = time + idle
+    if steady_from is not None:
+        swayed = torch.minimum(swayed, swayed[:, steady_from : steady_from + 1])
+    video = _handheld(video, sway_x, sway_y, swayed, moving.scale, None if ambient is None else 1 + DRIFT * idle)
     if ambient is not None:
         return video.clamp_(0, 1), [f"the {machine} idles"] * len(video)
     names = [prompt_of(machine, actions[a], speeds[s]) for a, s in zip(which.tolist(), pace.tolist(), strict=True)]

@@ -4,7 +4,9 @@
 
 Each clip's last seen frame and its prompt go into the pipeline; the answer is compared with the frames that really come
 next. Beside it stand: the last frame held still ("freeze"), the VAE's own reconstruction of the truth (the "oracle": no
-continuation of this VAE can look better), a wrong action in the prompt, and several frames of context in place of one.
+continuation of this VAE can look better), that of the truth with a steady camera ("steady": one frame does not tell how
+the hand sways, so that no continuation of one can be expected to look better), a wrong action in the prompt, and several
+frames of context in place of one.
 A model without a prompt is given an amount of motion instead, and the truth is an ambient clip with that amount; in the
 wrong action's place stands a wrong amount ("wrong_motion").
 PSNR in dB over all new frames of a clip; "moving" counts only the pixels where the truth differs from the last seen
@@ -92,6 +94,7 @@ def truth(
         number = TRUTH_SEEDS + seed * 100_000 + i
         look = {"frames": context - 1 + family.FRAMES, "size": family.SIZE, "fps": family.FPS}
         video, _ = render(machine, [number], **drawn, **look)
+        steady, _ = render(machine, [number], **drawn, **look, steady_from=context - 1)
         past, true = video[0, :context], video[0, context:]  # past ends with the last seen frame
         last = past[-1]
         began = time.perf_counter()
@@ -101,6 +104,7 @@ def truth(
             "generated": generated,
             "freeze": last.expand_as(true),
             "oracle": rebuilt(family, continuer.pipe.vae, video[0, context - 1 :])[1:],
+            "steady": rebuilt(family, continuer.pipe.vae, steady[0, context - 1 :])[1:],
             wrong_one: continuer.from_one(last, wrong, steps, i)[1:],
         }
         moves = ((true - last).abs().amax(1, keepdim=True) > MOVES).float()
