@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -158,15 +157,10 @@ def test_pinned_memory_comes_in_powers_of_two():
 # --- against measurements and arithmetic
 
 
-def test_the_miniatures_run_on_a_gpu_was_as_forecast(tmp_path):
+def test_the_miniatures_run_on_a_gpu_was_as_forecast():
     record = json.loads((ROOT / "data" / "measurements" / "ltx_video_miniature_h200.json").read_text())
     size = {key: record[key] for key in ("width", "height", "num_frames")}
-    # the miniature has learnt anew since, with a wider transformer: the record has the one that it measured
-    for path in MINIATURE.rglob("*.json"):
-        (tmp_path / path.relative_to(MINIATURE)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / path.relative_to(MINIATURE))
-    (tmp_path / "transformer" / "config.json").write_text(json.dumps(record["transformer_config"]))
-    expected = forecasts(tmp_path, **size, guidance=False, dtype=torch.float32, card="H200")
+    expected = forecasts(MINIATURE, **size, guidance=False, dtype=torch.float32, card="H200")
     for measured in record["modes"]:
         stages = expected[measured["offload"]].stages
         peak = max(stages["encode_image"].peak_gib, stages["denoise"].peak_gib)  # two steps to latents

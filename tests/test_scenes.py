@@ -124,6 +124,17 @@ def test_frame_rate_is_time():
     assert (fast[:, ::2] - slow).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_camera_can_be_held_still_from_a_frame_on(machine):
+    swaying, _ = render(machine, [SEED], frames=9)
+    steady, _ = render(machine, [SEED], frames=9, steady_from=4)
+    assert torch.equal(steady[:, :5], swaying[:, :5])
+    corner = (..., slice(8), slice(8))  # of the sky, where nothing else moves
+    assert (steady[corner][:, 5:] - steady[corner][:, 4:5]).abs().max() < 1e-5
+    assert (swaying[corner][:, 8] - swaying[corner][:, 4]).abs().max() > 1e-4
+    assert psnr(steady[:, 4], steady[:, 8]) < 50, "the machine moves on"
+
+
 @pytest.mark.parametrize(
     "asked, named",
     [
