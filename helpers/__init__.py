@@ -16,7 +16,7 @@ Modules:
 - `helpers.checkpoints`: turns a model and a kind of weights into what `from_pretrained` takes.
 - `helpers.clips`: fits, stitches and writes video clips; `helpers.reading` reads them, `helpers.seams` judges a join.
 - `helpers.pictures`: shows clips: strips of frames, the player, pictures on disk.
-- `helpers.checks`: checks a lesson's parameters and the machine, with errors that say what to do.
+- `helpers.checks`: checks a lesson's parameters, and `helpers.machine` the machine, with errors that say what to do.
 - `helpers.meter`: `VRAMMeter`, the live readout of VRAM and RAM.
 - `helpers.forecast`: VRAM, RAM and seconds before anything is downloaded: `python -m helpers.forecast ltx_video`. It
   builds the model from its configs (`helpers.architecture`), runs its stages (`helpers.stages`) on a tape

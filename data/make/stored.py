@@ -25,7 +25,7 @@ LAYERS = (torch.nn.Linear, torch.nn.Conv3d)  # whose weights are most of a minia
 
 
 def learn_as(kind, module: torch.nn.Module, chosen) -> torch.nn.Module:
-    """Have the `..._as_stored` functions round the weights of those of the module's layers that `chosen` says yes to."""
+    """Have the functions `..._as_stored` round the weights of the layers in the module that `chosen` says yes to."""
     for name, layer in module.named_modules():
         if isinstance(layer, LAYERS):
             layer.stored_as = kind if chosen(name, layer) else None
@@ -53,8 +53,7 @@ def is_fp8(name: str, layer: torch.nn.Module) -> bool:
 
 
 def in_fp8(module: torch.nn.Module, chosen=is_fp8) -> torch.nn.Module:
-    """The module, the weights of its chosen layers in fp8 and all else in fp16, to be saved: for the same bytes twice as
-    many."""
+    """The module, to be saved: its chosen layers' weights in fp8, twice as many for the bytes, all else in fp16."""
     for name, layer in module.named_modules():
         if isinstance(layer, LAYERS) and chosen(name, layer):
             layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)

@@ -4,9 +4,8 @@
 
 Each clip's last seen frame and its prompt go into the pipeline; the answer is compared with the frames that really come
 next. Beside it stand: the last frame held still ("freeze"), the VAE's own reconstruction of the truth (the "oracle": no
-continuation of this VAE can look better), that of the truth with a steady camera ("steady": one frame does not tell how
-the hand sways, so that no continuation of one can be expected to look better), a wrong action in the prompt, and several
-frames of context in place of one.
+continuation of this VAE can look better), its reconstruction of the truth with a steady camera ("steady": no one frame
+tells how the hand sways), a wrong action in the prompt, and several frames of context in place of one.
 A model without a prompt is given an amount of motion instead, and the truth is an ambient clip with that amount; in the
 wrong action's place stands a wrong amount ("wrong_motion").
 PSNR in dB over all new frames of a clip; "moving" counts only the pixels where the truth differs from the last seen
