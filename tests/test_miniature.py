@@ -142,7 +142,7 @@ def test_training_goes_on_from_a_miniature(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "denoiser of" in done.stdout and "for the VAE of" not in done.stdout
     shipped, kept = (load_file(folder / "vae" / WEIGHTS) for folder in (FOLDER, tmp_path))
-    assert all(torch.equal(kept[name], shipped[name]) for name in shipped if "latents" not in name)
+    assert all(torch.equal(kept[name], shipped[name].half()) for name in shipped if "latents" not in name)
     words = "tokenizer/spiece.model"
     assert (tmp_path / words).read_bytes() == (FOLDER / words).read_bytes()  # what the weights have learnt
 

@@ -15,8 +15,7 @@ import psutil
 import pytest
 from huggingface_hub import constants, snapshot_download
 from nbconvert import HTMLExporter
-from safetensors.numpy import load, save
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 from helpers import downloads
 from helpers.run_lesson import NOTEBOOKS, ROOT
@@ -101,7 +100,7 @@ class Story:
     def __init__(self, folder):
         files = lightricks_ltx_video()
         # In 64 bits it is long enough to break off after the first piece that is written; its values are the same.
-        files[VAE] = save({name: array.astype(np.float64) for name, array in load(files[VAE]).items()})
+        files[VAE] = save({name: tensor.double() for name, tensor in load(files[VAE]).items()})
         self.size, self.folder, self.files = len(files[VAE]), folder, files
         self.loading = folder / "loading.ipynb"
         lesson = nbformat.read(NOTEBOOKS / "01_ltx_video.ipynb", 4)
@@ -445,8 +444,8 @@ def test_an_earlier_download_that_is_not_complete(hub):
         "model_index.json": pipeline("LTXPipeline", ("text_encoder", "transformers", "T5EncoderModel")),
         "text_encoder/config.json": b"{}",
         "text_encoder/model.safetensors.index.json": json.dumps(shards).encode(),
-        first: save({"a": np.zeros(3)}),
-        second: save({"b": np.zeros(4)}),
+        first: save({"a": torch.zeros(3).double()}),
+        second: save({"b": torch.zeros(4).double()}),
     }
     snapshot_download(REPO, ignore_patterns=second)
     found = downloads.plan(REPO, in_memory=[{"text_encoder": SINGLE}])
