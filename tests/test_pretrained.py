@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+import torch
 from huggingface_hub import constants, snapshot_download
 from nbconvert import HTMLExporter
 from safetensors.torch import load, load_file, save
