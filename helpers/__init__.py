@@ -14,6 +14,7 @@ Modules:
 
 - `helpers.models`: the catalogue of the five models: Hub ids, size and frame rules, defaults, licences.
 - `helpers.checkpoints`: turns a model and a kind of weights into what `from_pretrained` takes.
+- `helpers.downloads`: what a download will take, before it; `helpers.hub_errors` says what to do where the Hub refuses.
 - `helpers.clips`: fits, stitches and writes video clips; `helpers.reading` reads them, `helpers.seams` judges a join.
 - `helpers.pictures`: shows clips: strips of frames, the player, pictures on disk.
 - `helpers.checks`: checks a lesson's parameters, and `helpers.machine` the machine, with errors that say what to do.

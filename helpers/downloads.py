@@ -23,6 +23,7 @@ import psutil
 
 from helpers.charts import Table
 from helpers.checkpoints import GIB
+from helpers.hub_errors import advice, http_errors, page
 
 INDEX = "model_index.json"
 # Small files at the top of a repository that diffusers takes along wherever there are any.
@@ -180,8 +181,8 @@ def plan(
 
             def numbers(file: _File) -> int:
                 return _local_numbers(file) if file.path else _hub_numbers(api, repo, commit, file)
-        except _http_errors() as error:
-            reason, remedy = _advice(error, repo, revision)
+        except http_errors() as error:
+            reason, remedy = advice(error, repo, revision)
             known = next(iter(files)) if files else INDEX
             parts, found = _in_cache(repo, revision, choose, known, f"{reason}: {remedy}")
             title = f"Nothing to download: {repo} is on this machine, and used without the Hub, for {reason}"
@@ -192,8 +193,8 @@ def plan(
         raise ValueError(f"in_memory: {repo} has no part {', '.join(sorted(unknown))}; it has {', '.join(parts)}.")
     try:
         rows = tuple(_part(name, [found[n] for n in names], in_memory, numbers) for name, names in parts.items())
-    except _http_errors() as error:
-        raise DownloadError(": ".join(_advice(error, repo, revision))) from None
+    except http_errors() as error:
+        raise DownloadError(": ".join(advice(error, repo, revision))) from None
     held = {row.name: row.ram or 0 for row in rows}
     ram = max((sum(held[name] for name in load) for load in in_memory), default=0)
     memory = psutil.virtual_memory()
@@ -240,7 +241,7 @@ def _weights(inside: Collection[str], variant: str | None) -> set[str]:
 def _named(repo: str, files: Collection[str], names: Iterable[str]) -> dict[str, list[str]]:
     """The files asked for by name, if they are there."""
     if absent := sorted(set(files) - set(names)):
-        raise DownloadError(f"{repo} has no file {', '.join(absent)}: look at the names at {_page(repo)}/tree/main.")
+        raise DownloadError(f"{repo} has no file {', '.join(absent)}: look at the names at {page(repo)}/tree/main.")
     return {"": sorted(files)}
 
 
@@ -363,63 +364,6 @@ def _check(plan: Plan, repo: str, ram_total: int, ram_budget_gb: float | None) -
             f"{repo} takes {_size(plan.ram)} of RAM to load, and this machine has {_size(ram_total)}, swap included: "
             'load in a data type of fewer bytes, or run with weights="miniature".'
         )
-
-
-# --- what went wrong ---
-
-
-def _http_errors() -> tuple[type[Exception], ...]:
-    """What a request to the Hub may raise."""
-    from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    # The base class is that of the HTTP library in use: httpx or httpx2, by the version of huggingface_hub.
-    return (HfHubHTTPError.__bases__[0], DryRunError, LocalEntryNotFoundError, OfflineModeIsEnabled)
-
-
-def _advice(error: Exception, repo: str, revision: str | None) -> tuple[str, str]:
-    """What went wrong with the Hub, and what to do about it."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.DryRunError | errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # these two only say that something went wrong
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    page, miniature = _page(repo), 'or run with weights="miniature", which needs no download'
-    if isinstance(error, errors.GatedRepoError) and status == 403:
-        return (
-            f"{repo} is gated, and your account has no access yet",
-            f"accept the licence at {page} with the account that you are logged in with (`hf auth whoami`), "
-            f"{miniature}.",
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            f"{repo} is gated",
-            f"accept the licence at {page}, then log in with `hf auth login` (or set HF_TOKEN) and start again, "
-            f"{miniature}.",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return (
-            f"{repo} has no revision {revision!r}",
-            f"give a branch, tag or commit from {page}/commits/main, or None for the main branch.",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"{repo} is not on the Hub, or it is private",
-            f"look at {page}, and log in with `hf auth login` if it is yours, {miniature}.",
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set", f"unset it to download {repo}, {miniature}."
-    if status in (401, 403):
-        return f"the Hub refused your token ({status})", f"log in again with `hf auth login`, {miniature}."
-    if status is not None:
-        outages = "https://status.huggingface.co tells of outages"
-        return f"the Hub answered {status}", f"try again in some minutes ({outages}), {miniature}."
-    reason = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
-    return reason, f"check the connection, {miniature}."
-
-
-def _page(repo: str) -> str:
-    """The repository's page. Licences are accepted there also where HF_ENDPOINT names a mirror."""
-    return f"https://huggingface.co/{repo}"
 
 
 # --- showing ---
