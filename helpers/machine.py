@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from helpers.charts import Table
 from helpers.checkpoints import GIB
-from helpers.reading import ClipError, ffmpeg_path
+from helpers.reading import ClipError, ffmpeg_path, run
 
 if TYPE_CHECKING:  # helpers.checks imports this module, so that its users find all in one place
     from helpers.checks import Settings
@@ -78,13 +78,15 @@ def environment(settings: Settings | None = None) -> Environment:
     """Looks at the machine, and compares it with the settings' budgets. Nothing is capped here.
 
     Raises:
-        EnvironmentProblem: If ffmpeg is missing, or if a package is missing or too old; the message says how
+        EnvironmentProblem: If ffmpeg or a package is missing or too old; the message says how
             to mend it.
     """
     problems = []
     ffmpeg = ""
     try:
         ffmpeg = ffmpeg_path()
+        if "Unrecognized option" in run([ffmpeg, "-hide_banner", "-nostdin", "-fps_mode", "passthrough"])[1]:
+            problems.append(f"the program {ffmpeg} is too old: run `pip install --upgrade imageio-ffmpeg`.")
     except ClipError as error:
         problems.append(str(error))
     versions = {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")}

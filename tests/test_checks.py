@@ -238,6 +238,15 @@ def test_environment_with_a_card_smaller_than_the_budget(given, monkeypatch):
     assert "NVIDIA GeForce RTX 3060, 8.0 GiB" in repr(machine)
 
 
+def test_environment_with_an_ffmpeg_that_is_too_old(monkeypatch, tmp_path):
+    old = tmp_path / "ffmpeg"  # what version 4.2 says
+    old.write_text("""#!/bin/sh\necho "Unrecognized option 'fps_mode'." >&2\nexit 1\n""")
+    old.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(old))
+    with pytest.raises(EnvironmentProblem, match="too old: run `pip install --upgrade imageio-ffmpeg`"):
+        environment()
+
+
 def test_environment_lists_everything_that_is_missing(monkeypatch):
     versions = {"diffusers": "0.35.2", "torch": "2.13.0", "accelerate": "1.0"}
 
