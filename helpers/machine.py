@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from helpers.charts import Table
 from helpers.checkpoints import GIB
-from helpers.reading import ClipError, ffmpeg_path, run
+from helpers.reading import ClipError, ffmpeg_path
 
 if TYPE_CHECKING:  # helpers.checks imports this module, so that its users find all in one place
     from helpers.checks import Settings
@@ -85,8 +85,6 @@ def environment(settings: Settings | None = None) -> Environment:
     ffmpeg = ""
     try:
         ffmpeg = ffmpeg_path()
-        if "Unrecognized option" in run([ffmpeg, "-hide_banner", "-nostdin", "-fps_mode", "passthrough"])[1]:
-            problems.append(f"the program {ffmpeg} is too old: run `pip install --upgrade imageio-ffmpeg`.")
     except ClipError as error:
         problems.append(str(error))
     versions = {name: _version(name) for name in ("torch", "diffusers", "transformers", "accelerate")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import shutil
@@ -32,7 +33,7 @@ def ffmpeg_path() -> str:
     """Returns the path of the ffmpeg program: the one of imageio-ffmpeg, or else the system's.
 
     Raises:
-        ClipError: If there is none.
+        ClipError: If there is none, or if it is too old.
     """
     try:
         import imageio_ffmpeg
@@ -42,7 +43,15 @@ def ffmpeg_path() -> str:
         found = shutil.which("ffmpeg")
     if not found:
         raise ClipError("no ffmpeg program was found: run `pip install imageio-ffmpeg`, which brings one.")
+    if _is_too_old(found):
+        raise ClipError(f"the program {found} is too old: run `pip install --upgrade imageio-ffmpeg`.")
     return found
+
+
+@functools.cache
+def _is_too_old(ffmpeg: str) -> bool:
+    """Whether an ffmpeg program lacks an option that `_decode` gives it: it would take every clip for damaged."""
+    return "Unrecognized option" in run([ffmpeg, "-hide_banner", "-nostdin", "-fps_mode", "passthrough"])[1]
 
 
 def bundled() -> list[str]:

@@ -43,7 +43,7 @@ seen frame in the truth.
 | generated | {psnr_generated:.2f} | {ssim_generated:.3f} | {moving_psnr_generated:.2f} |
 | the last frame held still | {psnr_freeze:.2f} | {ssim_freeze:.3f} | {moving_psnr_freeze:.2f} |
 | the VAE's own reconstruction of the truth (the ceiling) | {psnr_oracle:.2f} | {ssim_oracle:.3f} | {moving_psnr_oracle:.2f} |
-| the same, had the camera been steady: no frame tells how it will sway | {psnr_steady:.2f} | {ssim_steady:.3f} | {moving_psnr_steady:.2f} |
+| the same, had the camera been steady: no single frame tells how it will sway | {psnr_steady:.2f} | {ssim_steady:.3f} | {moving_psnr_steady:.2f} |
 | generated, {wrongly} | {psnr_wrong:.2f} | {ssim_wrong:.3f} | {moving_psnr_wrong:.2f} |
 
 - {beats_freeze:.1%} of the continuations are nearer to the truth than the frozen frame;

@@ -23,10 +23,10 @@ from .stored import conv_as_stored, fp8, in_fp8, is_fp8, learn_as, linear_as_sto
 from .vaes import forward_replaced, worth_of_channels
 
 FRAMES = 25  # 8k+1, as the real model's rule
-SEVERAL = 0.4  # of the draws are as `LTXConditionPipeline` has them,
-GIVEN = (1, 2, 3, 3, 3, 3, 4, 5)  # with one of these numbers of latent frames to begin with
 SIZE, FPS = (288, 160), 24
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
+SEVERAL = 0.4  # of the draws are as `LTXConditionPipeline` has them,
+GIVEN = (1, 2, 3, 3, 3, 3, 4, 5)  # with one of these numbers of latent frames to begin with
 STORED = "The transformer's matrices and the decoder's kernels are stored in fp8, all else in fp16."  # for the card
 VAE = dict(
     latent_channels=64,
@@ -72,13 +72,14 @@ ENCODER = "T5EncoderModel"
 
 
 def in_a_block(name: str, layer: torch.nn.Module) -> bool:
-    """Whether a layer of the decoder is stored in fp8: all but those that read latents and write pixels."""
-    return name.startswith("up_blocks")
+    """Whether a layer of the VAE is stored in fp8: the decoder's, but those that read latents and write pixels."""
+    return name.startswith("decoder.up_blocks")
 
 
 def halves(vae, compiled: bool):
     """Functions from pixels to the posterior, and from latents to pixels, with the decoder's weights as stored."""
-    encoder, decoder = vae.encoder, learn_as(fp8, vae.decoder, in_a_block)
+    learn_as(fp8, vae, in_a_block)
+    encoder, decoder = vae.encoder, vae.decoder
     if compiled:
         encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)
 
@@ -186,10 +187,9 @@ def assemble(work: Path, folder: Path) -> None:
     """Put the trained parts of `work` together as a pipeline folder in the diffusers layout: the transformer's matrices
     and the decoder's kernels in fp8, all else in fp16.
     """
-    vae = AutoencoderKLLTXVideo.from_pretrained(work / "vae")
     pipe = LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
-        vae=in_fp8(vae, lambda name, layer: in_a_block(name.removeprefix("decoder."), layer)),
+        vae=in_fp8(AutoencoderKLLTXVideo.from_pretrained(work / "vae"), in_a_block),
         transformer=in_fp8(LTXVideoTransformer3DModel.from_pretrained(work / "transformer")),
         text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
         tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
