@@ -1,11 +1,9 @@
-"""Fit frames of any shape to a model's size, and put them back.
+"""Fit frames of any shape to a model's size, and bring the model's frames back to the clip's size.
 
-    from helpers.fitting import fit, unfit
+    small = fit(frames, 240, 160, how="pad")           # the model's input
+    large = unfit(new_frames, frames[-1:], how="pad")  # its output, at the clip's own size
 
-    small = fit(frames, 240, 160, how="pad")         # what the model is given
-    large = unfit(new_frames, frames[-1:], how="pad")  # what it made, at the clip's own size
-
-Nothing is ever squeezed. Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB.
+The aspect ratio never changes. Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ FITS = ("crop", "pad")
 
 
 def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.ndarray:
-    """Scales frames to a size of another shape.
+    """Scale frames to a size whose aspect ratio may differ.
 
-    "crop" scales them until they cover it and cuts what stands out, half of it on each side: a wider shape loses its
-    left and right edges, a taller one its top and bottom. "pad" scales them until they lie within it and repeats their
-    outermost pixels around them: the model sees all, and fewer pixels of it. Bicubic filtering over the whole source
-    area avoids aliasing. Frames that have the size already are returned as they are.
+    "crop" scales frames until they cover the size and cuts the excess, half on each side: a wider clip loses its left
+    and right edges, a taller one its top and bottom. "pad" scales them until they fit inside it and repeats their
+    outermost pixels around them: the model sees the whole picture, with fewer pixels. Bicubic filtering over the whole
+    source area avoids aliasing. Frames that already have the size are returned unchanged.
 
     Args:
         frames: `np.uint8` [T, H, W, 3].
@@ -34,7 +32,7 @@ def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.nd
         `np.uint8` [T, height, width, 3].
 
     Raises:
-        ValueError: If `how` is neither.
+        ValueError: If `how` is not one of `FITS`.
     """
     check_fit(how)
     source_height, source_width = frames.shape[1:3]
@@ -49,21 +47,21 @@ def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.nd
 
 
 def unfit(frames: np.ndarray, around: np.ndarray, how: str = "crop") -> np.ndarray:
-    """Undoes `fit`: frames of a model's size come back to the size of the clip that they continue.
+    """Undo `fit`: bring frames of a model's size to the size of the clip that they continue.
 
-    What "pad" added is cut off. What "crop" cut off comes back from `around`, a still border at the sharpness of the
-    rest: nobody has made its continuation.
+    The padding of "pad" is cut off. The edges that "crop" cut off come from `around`, as a still border as sharp as the
+    rest: no model generated their continuation.
 
     Args:
-        frames: `np.uint8` [T, h, w, 3], of the size that `fit` gave.
-        around: `np.uint8` [T or 1, H, W, 3], the clip's own frames, or its last one.
-        how: As it was given to `fit`.
+        frames: `np.uint8` [T, h, w, 3], at the size that `fit` returned.
+        around: `np.uint8` [T or 1, H, W, 3], the clip's own frames, or only its last one.
+        how: The value that was passed to `fit`.
 
     Returns:
         `np.uint8` [T, H, W, 3].
 
     Raises:
-        ValueError: If `how` is neither.
+        ValueError: If `how` is not one of `FITS`.
     """
     check_fit(how)
     small_height, small_width = frames.shape[1:3]
@@ -73,7 +71,7 @@ def unfit(frames: np.ndarray, around: np.ndarray, how: str = "crop") -> np.ndarr
     if how == "pad":
         left, top, right, bottom = _inner_box(width, height, small_width, small_height)
         return _resized(frames[:, top:bottom, left:right], width, height)
-    # The border passes through the model's scale, too, so that it is no sharper than the picture within.
+    # Scale the border down and up like the picture inside, so that it is no sharper.
     scale = max(small_width / width, small_height / height)
     whole = _resized(around, max(small_width, round(width * scale)), max(small_height, round(height * scale)))
     whole = np.repeat(whole, len(frames) // len(whole), axis=0)
@@ -83,13 +81,13 @@ def unfit(frames: np.ndarray, around: np.ndarray, how: str = "crop") -> np.ndarr
 
 
 def check_fit(how: str) -> None:
-    """Raises a ValueError if there is no such way to fit."""
+    """Raise a ValueError if `how` is not one of `FITS`."""
     if how not in FITS:
         raise ValueError(f"fit={how!r}: there are {' and '.join(FITS)}.")
 
 
 def _covering_box(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """The part of the source that has the target's shape, to the nearest pixel, and lies in its middle."""
+    """The centred part of the source with the target's aspect ratio, to the nearest pixel."""
     scale = max(width / source_width, height / source_height)
     inner_width, inner_height = max(1, round(width / scale)), max(1, round(height / scale))
     left, top = (source_width - inner_width) // 2, (source_height - inner_height) // 2
@@ -97,7 +95,7 @@ def _covering_box(source_width: int, source_height: int, width: int, height: int
 
 
 def _inner_box(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """The part of the target that the whole source takes, in its middle."""
+    """The centred part of the target that the whole source covers."""
     scale = min(width / source_width, height / source_height)
     inner_width, inner_height = max(1, round(source_width * scale)), max(1, round(source_height * scale))
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
@@ -105,13 +103,13 @@ def _inner_box(source_width: int, source_height: int, width: int, height: int) -
 
 
 def _resized(frames: np.ndarray, width: int, height: int) -> np.ndarray:
-    import torch  # here, because clips can be read without it
+    import torch  # imported here: reading clips does not need it
     from torch.nn.functional import interpolate
 
     resized = np.empty((len(frames), height, width, 3), np.uint8)
 
     def some(begin: int) -> None:
-        # Bytes whose colours lie side by side are what PyTorch filters fastest: five times faster than Pillow.
+        # PyTorch filters bytes with interleaved colours five times faster than Pillow does.
         part = torch.from_numpy(frames[begin : begin + 8]).permute(0, 3, 1, 2)
         filtered = interpolate(part, size=(height, width), mode="bicubic", antialias=True)
         resized[begin : begin + 8] = filtered.permute(0, 2, 3, 1).numpy()

@@ -1,157 +1,20 @@
-"""Read, fit, stitch and write short video clips.
+"""Join a clip and its continuation, and judge the join in numbers.
 
-    from helpers.clips import read, stitch, write
-
-    clip = read("excavator")                   # a bundled clip, or the path of your own
-    context = clip.fit(288, 160)               # the model's size
-    longer = stitch(context, new_frames, fps=24, context=1)
-    write("continued.mp4", longer, audio_from=clip)
-
-Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB. The program ffmpeg decodes and encodes; it
-comes with the package imageio-ffmpeg. `seam` and `psnr`, which judge a join, are those of `helpers.seams`; `fit` and
-`unfit` those of `helpers.fitting`; `resample` that of `helpers.resampling`.
+    frames = carry_grain(frames, clip.frames[-1])
+    longer = stitch(clip, frames, fps=24, context=1)
+    seam(clip, frames[1:], fps=24)
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from helpers import reading
-from helpers.fitting import fit, unfit
-from helpers.reading import CLIPS, CONTINUES, ClipError, bundled, ffmpeg_path, find, run
-from helpers.resampling import resample
-from helpers.seams import Seam, psnr, seam
-
-__all__ = [
-    "CLIPS", "Clip", "ClipError", "Seam", "bundled", "continuation_truth", "ffmpeg_path", "find", "fit",
-    "only_complete", "psnr", "read", "resample", "seam", "stitch", "unfit", "write",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Clip:
-    """Frames and how fast they play.
-
-    Attributes:
-        frames: `np.uint8` [T, height, width, 3], RGB.
-        fps: Frames per second.
-        name: Short name for captions.
-        path: The file or the folder of pictures the frames come from, or `None`.
-        has_audio: Whether that file has sound.
-        start: Time of the first frame within that file, in seconds.
-    """
-
-    frames: np.ndarray
-    fps: float
-    name: str = "clip"
-    path: Path | None = None
-    has_audio: bool = False
-    start: float = 0.0
-
-    def __post_init__(self) -> None:
-        frames = self.frames
-        if not isinstance(frames, np.ndarray):
-            raise ClipError(
-                f"frames must be a numpy array [T, height, width, 3], not {type(frames).__name__}."
-            )
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise ClipError(
-                f"frames must be uint8 [T, height, width, 3], not {frames.dtype} {list(frames.shape)}: "
-                "multiply floats in 0 to 1 by 255 and round."
-            )
-        if not self.fps > 0:
-            raise ClipError(f"fps={self.fps}: give the frames per second, more than 0.")
-
-    @property
-    def seconds(self) -> float:
-        return len(self) / self.fps
-
-    @property
-    def width(self) -> int:
-        return self.frames.shape[2]
-
-    @property
-    def height(self) -> int:
-        return self.frames.shape[1]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self.width, self.height
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: slice) -> Clip:
-        """`clip[-9:]` is the clip of the last nine frames; a step above 1 lowers the frame rate with it."""
-        if not isinstance(index, slice):
-            raise TypeError("a clip is cut with a slice, clip[-9:]; single frames are in clip.frames")
-        first, _, step = index.indices(len(self))
-        if step < 1:
-            raise ValueError("a clip plays forwards: the step must be at least 1")
-        return replace(
-            self, frames=self.frames[index], fps=self.fps / step, start=self.start + first / self.fps
-        )
-
-    def fit(self, width: int, height: int, how: str = "crop") -> Clip:
-        """Returns the same clip at another size, see `helpers.fitting.fit`."""
-        return replace(self, frames=fit(self.frames, width, height, how))
-
-    def __repr__(self) -> str:
-        frames = "1 frame" if len(self) == 1 else f"{len(self)} frames"
-        sound = "with sound" if self.has_audio else "no sound"
-        size = f"{self.width}x{self.height}"
-        return f"{self.name}: {frames}, {size}, {self.fps:g} fps, {self.seconds:.1f} s, {sound}"
-
-
-# Reading
-
-
-def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = False) -> Clip:
-    """Reads the end of a video, or its beginning.
-
-    Only the last seconds are decoded and kept, because only they matter for what comes next. Frames are as
-    a player shows them: upright, with square pixels, without the combs of interlaced video, on black where
-    they are transparent, and else never resized. A variable frame rate becomes a steady one, the usual one
-    of these seconds, at which each frame stays on screen as long as it should. At most 2 GiB of frames are
-    kept, for 1920x1080 about 345 frames and for 3840x2160 about 86: the clip is shorter then.
-
-    Args:
-        source: Name of a bundled clip, the path of a video or picture in any format that ffmpeg decodes, or
-            that of a folder of pictures. Those play in the order of the numbers in their names, 24 a second.
-        max_seconds: How much to keep, in seconds.
-        from_start: Keep the beginning and not the end.
-
-    Returns:
-        The clip; at least one frame.
-
-    Raises:
-        ClipError: If there is no ffmpeg, no such file, or no frame in it that can be decoded.
-    """
-    path = find(source)
-    return Clip(**reading.frames_of(path, max_seconds, from_start), name=path.stem, path=path)
-
-
-def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:
-    """Returns what really came next, `<name>_continues.mp4` beside the clip's file, or `None` without one.
-
-    Args:
-        clip: A clip that was read from a file.
-        max_seconds: How much of the continuation to read, in seconds.
-    """
-    if clip.path is None:
-        return None
-    path = clip.path.with_name(f"{clip.path.stem}{CONTINUES}.mp4")
-    return read(path, max_seconds=max_seconds, from_start=True) if path.is_file() else None
-
-
-# Joining and writing
+from helpers.clips.clip import Clip, ClipError
+from helpers.clips.fitting import unfit
+from helpers.clips.resampling import resample
 
 
 def stitch(
@@ -164,23 +27,22 @@ def stitch(
     fitted_from: Clip | None = None,
     fitted: str = "crop",
 ) -> Clip:
-    """Joins a clip and the frames that continue it.
+    """Join a clip and the frames that continue it.
 
-    The result keeps the clip's frame rate, and both halves keep their own speed: a continuation with another frame rate
-    is shown at the clip's, and its length in seconds stays true. Both halves go through the same filters, so that they
-    look alike.
+    The result has the clip's frame rate. Both halves keep their speed: a continuation with another frame rate is
+    resampled, and its duration does not change. Both halves pass through the same filters, so that they look alike.
 
     Args:
         clip: The clip, at the continuation's size (`Clip.fit`).
         continuation: `np.uint8` [T, H, W, 3], as the model made it.
-        fps: Its frame rate, in frames per second; the clip's by default.
-        context: How many of its first frames repeat the clip's last ones; these are dropped.
-        resampled: How it gets the clip's frame rate, one of `helpers.resampling.WAYS`.
-        fitted_from: The clip before it was fitted: the fit is undone and the result has its size (`unfit`).
-        fitted: How it was fitted, one of `helpers.fitting.FITS`.
+        fps: Its frame rate in frames per second; by default the clip's.
+        context: How many of its first frames repeat the end of the clip; they are dropped.
+        resampled: How it gets the clip's frame rate, one of `helpers.clips.resampling.WAYS`.
+        fitted_from: The clip before it was fitted. The fit is undone, and the result has this clip's size (`unfit`).
+        fitted: How it was fitted, one of `helpers.clips.fitting.FITS`.
 
     Raises:
-        ClipError: If the sizes differ, or if nothing is left of the continuation.
+        ClipError: If the sizes differ, or if no frame of the continuation is left.
     """
     new = Clip(continuation, fps or clip.fps)
     if new.size != clip.size:
@@ -202,63 +64,102 @@ def stitch(
     return Clip(frames, clip.fps, name=f"{clip.name}, continued")
 
 
-def write(path: str | Path, clip: Clip, *, audio_from: Clip | None = None, crf: int = 18) -> Path:
-    """Writes a clip as an mp4 that every browser plays: H.264, 4:2:0, its index at the front.
-
-    The file appears under its name only when it is complete; an existing one is kept until then. As 4:2:0
-    needs even sides, an odd width or height gets its last column or row twice.
+def carry_grain(frames: np.ndarray, last_frame: np.ndarray, at: int = 0) -> np.ndarray:
+    """Give frames the fine grain that the VAE lost, wherever nothing has moved. Lesson 01 introduces it.
 
     Args:
-        path: The file to write, `.mp4`. Its folder is created if need be.
-        clip: What to write.
-        audio_from: A clip that was read from a file. If it has sound, that lies under the beginning and ends
-            when it ends.
-        crf: Constant rate factor of x264, 0 (lossless) to 51; lower is better and larger.
+        frames: `np.uint8` [T, H, W, 3], as the model made them; frame `at` is its version of `last_frame`.
+        last_frame: `np.uint8` [H, W, 3], the clip's last frame at the model's size.
 
     Returns:
-        The path.
+        `np.uint8` [T, H, W, 3].
+    """
+    lost = last_frame.astype("float32") - frames[at]
+    change = np.abs(frames.astype("float32") - frames[at]).max(axis=-1, keepdims=True)
+    return (frames + np.exp(-((change / 8) ** 2)) * lost).clip(0, 255).round().astype("uint8")
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two `np.uint8` arrays of the same shape, in dB; `inf` if they are equal.
 
     Raises:
-        ClipError: If the file cannot be written; the message has the path and ffmpeg's reason.
+        ValueError: If the shapes differ.
     """
-    path = Path(path)
-    if path.suffix != ".mp4":
-        raise ClipError(f"{path} cannot be written: the name must end in .mp4.")
-    if len(clip) == 0:
-        raise ClipError(f"{path} cannot be written: the clip has no frames.")
-    frames = clip.frames
-    if clip.height % 2 or clip.width % 2:
-        frames = np.pad(frames, ((0, 0), (0, clip.height % 2), (0, clip.width % 2), (0, 0)), mode="edge")
-    command = [ffmpeg_path(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{frames.shape[2]}x{frames.shape[1]}", "-r", f"{clip.fps}", "-i", "-"]
-    if audio_from is not None and audio_from.has_audio:
-        # The frames may be the end of a long file: its sound must start where they do.
-        command += ["-ss", f"{audio_from.start:.3f}", "-t", f"{audio_from.seconds:.3f}"]
-        command += ["-i", f"file:{audio_from.path}", "-map", "0:v", "-map", "1:a:0", "-c:a", "aac"]
-    # Players take untagged video for BT.709 or BT.601 by its size; converted to one and tagged, colours stay.
-    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
-    command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
-    command += ["-c:v", "libx264", "-preset", "faster", "-crf", f"{crf}"]
-    command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart"]
-
-    with only_complete(path) as part:
-        status, reason = run([*command, f"file:{part}"], np.ascontiguousarray(frames).data.cast("B"))
-        if status:
-            hint = " Without audio_from it is written without sound." if "1:a:0" in command else ""
-            raise ClipError(f"{path} cannot be written: {reason}{hint}")
-    return path
+    if a.shape != b.shape:
+        raise ValueError(f"the shapes differ: {list(a.shape)} and {list(b.shape)}")
+    error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64)
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-@contextlib.contextmanager
-def only_complete(path: Path) -> Iterator[Path]:
-    """Gives a temporary name in the same folder; that file becomes `path` when the block has succeeded."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise ClipError(f"{path} cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+@dataclass(frozen=True, repr=False)
+class Seam:
+    """How smoothly a continuation joins its clip. Differences are mean absolute differences on a scale of 0 to 255.
+
+    Attributes:
+        jump: From the last frame before the join to the first new one.
+        usual: Median difference in the second before the join, over the time between two new frames; nan if the clip
+            is too short to tell.
+        ratio: `jump / usual`; about 1 where the join is invisible.
+        brightness_step: Mean of the first new frame minus mean of the last one before.
+        frozen: Whether the continuation hardly moves: its median difference between frames is below a tenth of
+            `usual`.
+    """
+
+    jump: float
+    usual: float
+    ratio: float
+    brightness_step: float
+    frozen: bool
+
+    def __repr__(self) -> str:
+        return (
+            f"jump at the join {self.jump:.2f} of 255, usual from frame to frame {self.usual:.2f}: "
+            f"{self.ratio:.1f} times\n"
+            f"brightness step {self.brightness_step:+.2f} of 255\n"
+            f"the continuation {'is FROZEN' if self.frozen else 'moves'}"
+        )
+
+
+def seam(before: Clip, after: np.ndarray, *, fps: float | None = None) -> Seam:
+    """Measure the join between a clip and the new frames.
+
+    Args:
+        before: The clip, at the new frames' size.
+        after: The new frames, `np.uint8` [T, H, W, 3], without context frames.
+        fps: Their frame rate in frames per second; by default the clip's. At a lower rate things move further from
+            frame to frame, and so does the step across the join.
+
+    Raises:
+        ValueError: If the sizes differ, or if `fps` is not above 0.
+    """
+    last, first = before.frames[-1].astype(np.float32), after[0].astype(np.float32)
+    if last.shape != first.shape:
+        raise ValueError(f"the sizes differ: {list(last.shape)} and {list(first.shape)}")
+    fps = before.fps if fps is None else fps
+    if not fps > 0:
+        raise ValueError(f"fps={fps}: give the frames per second, more than 0.")
+    lag = before.fps / fps
+    second = math.ceil(before.fps) + math.ceil(lag)  # in frames, so that they span a second of steps
+    jump, usual = float(np.abs(first - last).mean()), _median_step(before.frames[-second:], lag)
+    return Seam(
+        jump=jump,
+        usual=usual,
+        ratio=jump / usual if usual else math.inf,
+        brightness_step=float(first.mean() - last.mean()),
+        frozen=bool(_median_step(after) < 0.1 * usual),
+    )
+
+
+def _median_step(frames: np.ndarray, lag: float = 1.0) -> float:
+    """Median of the mean absolute difference between frames `lag` apart; nan if there are too few frames.
+
+    A fractional `lag` is interpolated.
+    """
+    below, above = math.floor(lag), math.ceil(lag)
+    if len(frames) <= above:
+        return math.nan
+    near, far = (
+        np.median([np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames, frames[gap:], strict=False)])
+        for gap in (below, above)
+    )
+    return float(near + (far - near) * (lag - below))

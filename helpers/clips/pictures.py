@@ -1,8 +1,6 @@
-"""Pictures of clips: strips of frames for a page, and the player beside them.
+"""Show clips: strips of frames for a page, with a player below.
 
-    from helpers.pictures import poster, save_image, show, side_by_side
-
-    show(clip)                                        # a strip of frames and a player, in a notebook
+    show(clip)                                          # a strip of frames and a player, in a notebook
     side_by_side({"generated": frames, "truth": clip})  # one strip above the other
     save_image("poster.png", poster(clip))
 """
@@ -17,23 +15,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from helpers.clips import Clip, ffmpeg_path, fit, only_complete
+from helpers.clips.clip import Clip, ClipError
+from helpers.clips.ffmpeg import ffmpeg_path
+from helpers.clips.fitting import fit
+from helpers.files import replacing
 
 
 def poster(
     frames: Clip | np.ndarray, count: int = 6, height: int = 160, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Draws evenly spaced frames in a row, the first and the last among them, each with a caption below.
+    """Draw evenly spaced frames in a row, including the first and the last, each with a caption below.
 
     Args:
         frames: A clip, or `np.uint8` [T, H, W, 3].
         count: How many frames to show; fewer if there are fewer.
         height: Height of each frame, in pixels.
-        captions: One text for each frame shown. By default a clip's frames have their time in seconds, an
-            array's none.
+        captions: One text per frame shown. By default the frames of a clip show their time in seconds, and those of
+            an array have no caption.
 
     Raises:
-        ValueError: If the number of captions is not that of the frames shown.
+        ValueError: If the number of captions differs from the number of frames shown.
     """
     pixels = frames.frames if isinstance(frames, Clip) else frames
     shown = np.unique(np.linspace(0, len(pixels) - 1, count).round().astype(int))
@@ -43,7 +44,7 @@ def poster(
         raise ValueError(f"{len(captions)} captions for {len(shown)} frames: give one for each frame shown.")
 
     width = max(1, round(height * pixels.shape[2] / pixels.shape[1]))
-    font = ImageFont.load_default(max(11, height // 7))  # a page often shows a strip at half its size
+    font = ImageFont.load_default(max(11, height // 7))  # pages often show a strip at half its size
     gap = max(2, height // 40)
     line = round(font.size * 1.6) if captions else 0
     strip = Image.new("RGB", (len(shown) * (width + gap) - gap, height + line), "white")
@@ -63,10 +64,10 @@ def poster(
 
 
 def side_by_side(clips: Mapping[str, Clip | np.ndarray], *, count: int = 6, height: int = 120) -> Image.Image:
-    """Draws the `poster` of several clips below each other, each row with its name at the left.
+    """Draw the `poster` of several clips below each other, each row with its name on the left.
 
     Args:
-        clips: Clips, or `np.uint8` [T, H, W, 3] arrays, by name; "generated" and "truth" for example.
+        clips: Clips or `np.uint8` [T, H, W, 3] arrays by name, for example "generated" and "truth".
         count: Frames in a row.
         height: Height of each frame, in pixels.
     """
@@ -92,10 +93,9 @@ def side_by_side(clips: Mapping[str, Clip | np.ndarray], *, count: int = 6, heig
 
 
 def show(clip: Clip, *, count: int = 6, height: int = 160, captions: Sequence[str] | None = None) -> None:
-    """Displays a clip in a notebook: its `poster`, then a small player.
+    """Display a clip in a notebook: its `poster`, then a small player.
 
-    The picture comes first because GitHub shows no players in notebooks. Outside a notebook nothing is
-    displayed.
+    The picture comes first because GitHub shows no players in notebooks. Outside a notebook, nothing is displayed.
     """
     from IPython import get_ipython
     from IPython.display import display
@@ -111,7 +111,7 @@ def show(clip: Clip, *, count: int = 6, height: int = 160, captions: Sequence[st
         {"image/png": png, "text/plain": repr(clip)}, metadata={"image/png": {"alt": repr(clip)}}, raw=True
     )
 
-    # Browsers play 4:2:0 video only, which needs even sides.
+    # Browsers play only 4:2:0 video, which needs even sides.
     scale = min(1.0, 240 / clip.height)
     width, height = (max(2, 2 * round(side * scale / 2)) for side in clip.size)
     mediapy.set_ffmpeg(ffmpeg_path())
@@ -122,12 +122,15 @@ def show(clip: Clip, *, count: int = 6, height: int = 160, captions: Sequence[st
 
 
 def save_image(path: str | Path, image: Image.Image) -> Path:
-    """Writes a picture as PNG; the file appears under its name only when it is complete.
+    """Write a picture as PNG; the file appears under its name only when it is complete.
 
     Raises:
         ClipError: If the file cannot be written.
     """
     path = Path(path)
-    with only_complete(path) as part:
-        image.save(part, "PNG")
+    try:
+        with replacing(path) as temporary:
+            image.save(temporary, "PNG")
+    except OSError as error:
+        raise ClipError(f"{path} cannot be written: {error}") from error
     return path

@@ -1,6 +1,4 @@
-"""Give new frames the frame rate of the clip that they continue, their seconds kept true.
-
-    from helpers.resampling import resample
+"""Give new frames the frame rate of the clip that they continue, without changing their duration.
 
     resample(new_frames, past.frames[-1], fps=7, to_fps=24, how="motion")
 
@@ -14,30 +12,31 @@ import subprocess
 
 import numpy as np
 
-from helpers.reading import ClipError, ffmpeg_path
+from helpers.clips.clip import ClipError
+from helpers.clips.ffmpeg import ffmpeg_path
 
 WAYS = ("nearest", "blend", "motion")
-# Overlapped blocks whose motion is estimated both ways and refined at edges: the best that ffmpeg's filter offers. It
-# shall not look for cuts: a clip that is continued has none.
+# Overlapped blocks, motion estimated in both directions and refined at edges: the best that ffmpeg's filter offers.
+# Scene-cut detection is off: a continuation has no cuts.
 MOTION = "mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1:scd=none"
 
 
 def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float, how: str = "nearest") -> np.ndarray:
-    """Shows new frames at another frame rate.
+    """Convert new frames to another frame rate.
 
-    "nearest" repeats and leaves out: each output frame shows the frame that is on screen at its middle. It invents
-    nothing, and moves in jerks. "blend" mixes the two frames between which an output frame lies, which doubles the
-    edges of what moves. "motion" moves blocks of pixels along their way (ffmpeg's filter `minterpolate`); where it
-    guesses wrongly, pictures tear. The last two begin at the clip's last frame.
+    "nearest" repeats or drops frames: each output frame shows the input frame on screen at its midpoint. It invents
+    nothing, but motion is jerky. "blend" mixes the two neighbouring input frames, which doubles the edges of moving
+    things. "motion" moves blocks of pixels along their estimated motion (ffmpeg's filter `minterpolate`); wrong
+    estimates tear the picture. The last two interpolate from the clip's last frame on.
 
     Args:
-        frames: `np.uint8` [T, H, W, 3], the new frames alone, without any that repeats the clip.
-        last: `np.uint8` [H, W, 3], the clip's last frame, at their size.
+        frames: `np.uint8` [T, H, W, 3], the new frames only, without any that repeat the clip.
+        last: `np.uint8` [H, W, 3], the clip's last frame at the same size.
         fps, to_fps: Their frame rate and the clip's, in frames per second.
         how: One of `WAYS`.
 
     Returns:
-        `np.uint8` [round(T * to_fps / fps), H, W, 3], at least one; `frames` themselves if the rates are equal.
+        `np.uint8` [round(T * to_fps / fps), H, W, 3], at least one frame; `frames` itself if the rates are equal.
 
     Raises:
         ClipError: If there is no such way, or if ffmpeg fails.
@@ -56,14 +55,14 @@ def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float,
     at = np.minimum(np.arange(1, number + 1) * fps / to_fps, len(frames))
     before = np.minimum(at.astype(int), len(frames) - 1)
     share = (at - before)[:, None, None, None]
-    return np.stack([  # frame by frame, because floats take four times the room
+    return np.stack([  # frame by frame, because floats take four times the memory
         (path[b] * (1 - s) + path[b + 1] * s).round().astype(np.uint8) for b, s in zip(before, share, strict=True)
     ])  # fmt: skip
 
 
 def _along_motion(path: np.ndarray, fps: float, to_fps: float) -> np.ndarray:
-    """All frames at the new rate, the first one included."""
-    # The filter needs frames beyond the last one that it shall reach.
+    """All frames at the new rate, including the first."""
+    # The filter needs frames beyond the last one it has to produce.
     path = np.concatenate([path, np.repeat(path[-1:], 3, axis=0)])
     height, width = path.shape[1:3]
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]

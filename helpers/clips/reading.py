@@ -1,0 +1,49 @@
+"""Read a clip from a video file or a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers.clips.clip import Clip
+from helpers.clips.decoding import frames_of
+from helpers.clips.picture_folders import frames_of_pictures
+from helpers.clips.sources import CONTINUES, find
+
+
+def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = False) -> Clip:
+    """Read the end of a video, or its beginning.
+
+    Only the last seconds are decoded and kept, because only they matter for what comes next. Frames are as a player
+    shows them: upright, with square pixels, deinterlaced, and on black where they are transparent; they are not
+    resized otherwise. A variable frame rate becomes steady: the usual rate of these seconds, with each frame on screen
+    as long as before. At most 2 GiB of frames are kept (about 345 frames at 1920x1080, 86 at 3840x2160); a clip that
+    exceeds this is shortened.
+
+    Args:
+        source: The name of a bundled clip, the path of a video or picture in any format that ffmpeg decodes, or the
+            path of a folder of pictures, which play in the order of the numbers in their names, 24 a second.
+        max_seconds: How much to keep, in seconds.
+        from_start: Keep the beginning instead of the end.
+
+    Returns:
+        The clip; at least one frame.
+
+    Raises:
+        ClipError: If there is no ffmpeg, no such file, or no frame in the file can be decoded.
+    """
+    path = find(source)
+    decode = frames_of_pictures if path.is_dir() else frames_of
+    return Clip(**decode(path, max_seconds, from_start), name=path.stem, path=path)
+
+
+def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:
+    """Return what really came next: `<name>_continues.mp4` beside the clip's file, or `None` if there is none.
+
+    Args:
+        clip: A clip that was read from a file.
+        max_seconds: How much of the continuation to read, in seconds.
+    """
+    if clip.path is None:
+        return None
+    path = clip.path.with_name(f"{clip.path.stem}{CONTINUES}.mp4")
+    return read(path, max_seconds=max_seconds, from_start=True) if path.is_file() else None
