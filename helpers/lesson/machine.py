@@ -1,7 +1,4 @@
-"""What a lesson runs on: the machine, its programs and packages, and what of it the budgets ask for.
-
-`helpers.checks` has all of it, too, beside the checks of a lesson's parameters.
-"""
+"""The machine that a lesson runs on: its hardware, programs and packages, compared with the lesson's budgets."""
 
 from __future__ import annotations
 
@@ -10,37 +7,35 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from helpers.charts import Table
-from helpers.checkpoints import GIB
-from helpers.reading import ClipError, ffmpeg_path
+from helpers.charts.table import ShownAsTable, Table
+from helpers.clips.clip import ClipError
+from helpers.clips.ffmpeg import ffmpeg_path
+from helpers.lesson.parameters import Settings
+from helpers.units import GIB
 
-if TYPE_CHECKING:  # helpers.checks imports this module, so that its users find all in one place
-    from helpers.checks import Settings
-
-# The oldest releases with all that the lessons import and the miniatures' tokenizers need.
+# The oldest releases that have everything the lessons import and the miniatures' tokenizers need.
 MINIMUM_VERSIONS = {"diffusers": "0.42", "transformers": "5.0"}
 
 
 class EnvironmentProblem(RuntimeError):
-    """The machine lacks something that the lessons need; the message says how to get it."""
+    """The machine lacks something that the lessons need; the message says how to install it."""
 
 
 @dataclass(frozen=True, repr=False)
-class Environment:
+class Environment(ShownAsTable):
     """What the lesson runs on. Sizes are in GiB.
 
     Attributes:
         device: "cuda" or "cpu".
-        gpu: Name of the graphics card, or `None`.
+        gpu: Name of the GPU, or `None`.
         vram_gib: Its memory, or `None`.
-        ram_gib, ram_available_gib: The machine's memory, and what of it is free for use.
+        ram_gib, ram_available_gib: The machine's RAM, and how much of it is free.
         cpu_count: Logical CPU cores.
-        disk_free_gib: Free space where the lesson writes, or in the current folder without settings.
+        disk_free_gib: Free disk space where the lesson writes, or in the current folder without settings.
         ffmpeg: Path of the ffmpeg program.
         versions: Version by package.
-        notes: What the reader should know about these figures and the budgets, a sentence each.
+        notes: Remarks on these figures and the budgets, a sentence each.
     """
 
     device: str
@@ -54,32 +49,25 @@ class Environment:
     versions: dict[str, str]
     notes: tuple[str, ...]
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
         rows = [
             ("device", self.device),
             ("graphics card", f"{self.gpu}, {self.vram_gib:.1f} GiB" if self.gpu else "none with CUDA"),
             ("RAM", f"{self.ram_gib:.1f} GiB, {self.ram_available_gib:.1f} GiB available"),
             ("CPU cores", str(self.cpu_count)),
             ("free disk", f"{self.disk_free_gib:.1f} GiB"),
-            ("ffmpeg", Path(self.ffmpeg).name),  # its folder is long and says nothing to a reader
+            ("ffmpeg", Path(self.ffmpeg).name),  # not its long folder
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
         ]
         rows += [("note", note) for note in self.notes]
         return Table("This machine", ("what", "found"), rows)
 
-    def __repr__(self) -> str:
-        return repr(self._table())
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return self._table()._repr_mimebundle_()
-
 
 def environment(settings: Settings | None = None) -> Environment:
-    """Looks at the machine, and compares it with the settings' budgets. Nothing is capped here.
+    """Inspect the machine, and compare it with the budgets in `settings`. Nothing is capped here.
 
     Raises:
-        EnvironmentProblem: If ffmpeg or a package is missing or too old; the message says how
-            to mend it.
+        EnvironmentProblem: If ffmpeg or a package is missing or too old; the message says how to fix it.
     """
     problems = []
     ffmpeg = ""
@@ -102,8 +90,8 @@ def environment(settings: Settings | None = None) -> Environment:
 
     gpu, vram = None, None
     if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        gpu, vram = card.name, card.total_memory / GIB
+        properties = torch.cuda.get_device_properties(0)
+        gpu, vram = properties.name, properties.total_memory / GIB
     memory = psutil.virtual_memory()
     return Environment(
         device="cuda" if gpu else "cpu",
@@ -122,11 +110,11 @@ def environment(settings: Settings | None = None) -> Environment:
 def _notes(settings: Settings | None, vram: float | None, ram_available: float) -> tuple[str, ...]:
     notes = []
     if vram is None:
-        notes.append("without CUDA everything runs on the CPU, and figures of VRAM are forecasts")
+        notes.append("without CUDA everything runs on the CPU, and VRAM figures are forecasts")
     elif settings and settings.vram_budget_gb and vram < settings.vram_budget_gb:
         notes.append(
-            f"the card has {vram:.1f} GiB, less than vram_budget_gb={settings.vram_budget_gb:g}: "
-            "the card's size is what counts"
+            f"the GPU has {vram:.1f} GiB, less than vram_budget_gb={settings.vram_budget_gb:g}: "
+            "its size is the limit"
         )
     if settings and settings.ram_budget_gb and ram_available < settings.ram_budget_gb:
         notes.append(
@@ -144,5 +132,5 @@ def _version(package: str) -> str:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (0, 42) for "0.42.1.dev0"; () for a package that is missing."""
+    """The leading numbers of a version: (0, 42) for "0.42.1.dev0"; () for a missing package."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

@@ -1,23 +1,17 @@
-"""Run a lesson without a browser, the way `make run` does.
+"""Execute a lesson with papermill, as `make run` does.
 
-    python -m helpers.run_lesson 01_ltx_video
-    python -m helpers.run_lesson 01_ltx_video -p clip wood_chipper -p steps 8 --out outputs
-
-Papermill executes the notebook from top to bottom, with this Python as its kernel and the notebook's own
-folder as its working directory. Papermill alone is too forgiving: it only warns of an unknown parameter,
-and a cell that calls `sys.exit(0)` counts as success. Here both are errors.
+Papermill runs the notebook from top to bottom, with this Python as its kernel and the notebook's folder as its working
+directory. On its own it is too lenient: it only warns of an unknown parameter, and a cell that calls `sys.exit(0)`
+counts as success. Here both are errors.
 """
 
-import argparse
-import ast
 import difflib
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,23 +19,23 @@ from typing import Any
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-TRACEBACK_LINES = 12  # as many as show the failing line and the error
-RESULTS = {"continued.mp4": "clip", "poster.png": "poster", "run.json": "record"}  # what a lesson leaves
+TRACEBACK_LINES = 12  # enough to show the failing line and the error
+RESULTS = {"continued.mp4": "clip", "poster.png": "poster", "run.json": "record"}  # what a lesson writes
 
 
 class LessonError(Exception):
-    """The request makes no sense: no such lesson, no such parameter."""
+    """The request is invalid: there is no such lesson or parameter."""
 
 
 class LessonFailed(Exception):
-    """A cell of the lesson failed, or not all of them ran."""
+    """A cell of the lesson failed, or some cells did not run."""
 
 
 @dataclass
 class Run:
-    """What a run left: the executed notebook, the results that it wrote, and the seconds it took."""
+    """A finished run: the executed notebook, the results that it wrote, and the seconds that it took."""
 
     notebook: Path
     written: list[Path] = field(default_factory=list)
@@ -52,7 +46,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def find_lesson(name: str) -> Path:
-    """The notebook called `name`: a path to an .ipynb file, or a name in notebooks/ without the ending."""
+    """The notebook called `name`: a path to an .ipynb file, or a name in notebooks/ without the suffix."""
     for path in (Path(name), NOTEBOOKS / name, NOTEBOOKS / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
@@ -61,9 +55,10 @@ def find_lesson(name: str) -> Path:
 
 
 def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, str]:
-    """Types of the notebook's parameters as written in its one cell tagged `parameters`, name to annotation.
+    """Annotations of the notebook's parameters by name, as written in its cell tagged `parameters`.
 
-    Raises LessonError where `given` names another one, or where the notebook has not exactly one such cell.
+    Raises:
+        LessonError: If `given` has an unknown name, or the notebook does not have exactly one such cell.
     """
     import papermill  # slow to import, so only when a lesson is run
 
@@ -80,25 +75,15 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, str]
     return types
 
 
-def parse_value(text: str, type_name: str) -> Any:
-    """What `text` from the command line stands for: None, a number, True or False, else a string."""
-    if text == "None":
-        return None
-    if re.match(r"(Optional\[)?str\b", type_name):
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
 def run_lesson(
     notebook: Path, parameters: Mapping[str, Any], out_dir: Path, timeout: float = 600, verbose: bool = False
 ) -> Run:
-    """Execute `notebook`, at most `timeout` seconds a cell, and keep the executed copy in `out_dir`.
+    """Execute `notebook` with at most `timeout` seconds per cell, and keep the executed copy in `out_dir`.
 
-    Raises LessonFailed with the failing cell's id, the end of its traceback and the path of the partly
-    executed notebook. The copy is written under a temporary name, then renamed, so the final one is whole.
+    The copy is written under a temporary name and then renamed, so a copy you find is complete.
+
+    Raises:
+        LessonFailed: With the failing cell's id, the end of its traceback and the path of the partly executed notebook.
     """
     import papermill
 
@@ -131,7 +116,7 @@ def run_lesson(
     if problem:
         if temporary.exists():
             os.replace(temporary, failed)
-            problem += f"\nPartly executed notebook: {_shown(failed)}"
+            problem += f"\nPartly executed notebook: {shown_path(failed)}"
         raise LessonFailed(problem)
     nbformat.write(without_widgets(nbformat.read(temporary, as_version=4)), temporary)
     os.replace(temporary, final)
@@ -141,7 +126,7 @@ def run_lesson(
 
 
 def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """`notebook` without its controls: no kernel moves them in an executed copy, and not every page can show them."""
+    """`notebook` without its widgets: they need a kernel, and not every page can show them."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -149,56 +134,12 @@ def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, 1 when the lesson failed, 2 when it could not be started as asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.run_lesson", description="Run a lesson without a browser."
-    )
-    parser.add_argument("lesson", help="a name in notebooks/, such as 01_ltx_video, or a path to a notebook")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder for what the lesson writes (default: outputs in the project)"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=600, help="seconds that one cell may take (default: 600)"
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="show papermill's progress and the cells' output"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        notebook = find_lesson(options.lesson)
-        types = check_parameters(notebook, dict(options.p))
-        parameters = {name: parse_value(value, types[name]) for name, value in options.p}
-        out_dir = Path(options.out or parameters.get("out_dir") or ROOT / "outputs").resolve()
-        if "out_dir" in types:
-            parameters["out_dir"] = str(out_dir)
-        print(f"Running {_shown(notebook)} ...", flush=True)
-        run = run_lesson(notebook, parameters, out_dir, options.timeout, options.verbose)
-    except LessonError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except LessonFailed as error:
-        print(f"FAILED: {notebook.stem}, {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
-    print(f"Done in {run.seconds:.0f} s.")
-    for path in run.written:
-        print(f"  {RESULTS[path.name]:<9}{_shown(path)}")
-    print(f"  {'notebook':<9}{_shown(run.notebook)}")
-    return 0
-
-
 @contextmanager
 def _this_python_as_kernel():
-    """Makes the kernel name `python3` mean this interpreter, whatever kernels are installed elsewhere."""
+    """Make the kernel name `python3` mean this interpreter, whichever kernels are installed elsewhere."""
     from ipykernel.kernelspec import write_kernel_spec
 
-    # Without these two the kernel warns on the terminal about frozen modules and unencrypted sockets.
+    # Without these two settings the kernel warns about frozen modules and unencrypted sockets.
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     quiet = ["--log-level=CRITICAL"]
     kept = os.environ.get("JUPYTER_PATH")
@@ -216,7 +157,7 @@ def _this_python_as_kernel():
 
 
 def _problem(executed: Path, stopped_by: str) -> str:
-    """What went wrong, told from the executed notebook; empty when every code cell ran and none failed."""
+    """What went wrong, according to the executed notebook; empty if every code cell ran without an error."""
     cells = nbformat.read(executed, as_version=4).cells if executed.exists() else []
     code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     if stopped_by:
@@ -238,7 +179,7 @@ def _problem(executed: Path, stopped_by: str) -> str:
 
 
 def _stamps(out_dir: Path) -> dict[Path, int]:
-    """The results in `out_dir` and when each was last written."""
+    """The results in `out_dir`, and when each was last written."""
     paths: Iterable[Path] = (path for name in RESULTS for path in sorted(out_dir.glob(f"*/{name}")))
     return {path: path.stat().st_mtime_ns for path in paths}
 
@@ -254,10 +195,6 @@ def _first_lines(text: str, count: int) -> str:
     return "\n".join(text.strip().splitlines()[:count])
 
 
-def _shown(path: Path) -> str:
-    """`path` as the user would type it: relative to the current folder where it lies in it, else absolute."""
+def shown_path(path: Path) -> str:
+    """`path` as you would type it: relative to the current folder if it is inside, else absolute."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,11 @@
 """The executed lessons as a static site that opens from disk, without a server: `make pages`.
 
-    python -m data.make.pages                                    # executes all lessons, writes outputs/pages
-    python -m data.make.pages 01_ltx_video --executed outputs    # takes an executed copy that is there already
+    python -m helpers.run_lesson.site                                  # executes all lessons, writes outputs/pages
+    python -m helpers.run_lesson.site 01_ltx_video --executed outputs  # uses the executed copy that is there
 
-nbconvert makes the pages: it is what Jupyter itself exports with, and what it gives is one plain HTML file a lesson.
-(MyST's site is an application that wants Node to build it and a server to be read.) Its usual templates fetch scripts
-from other hosts; the one below has none, so a page shows the same without a network.
+The pages are made with nbconvert, Jupyter's own exporter, which writes one plain HTML file per lesson. (A MyST site is
+an application that needs Node to build and a server to read.) nbconvert's default templates fetch scripts from other
+hosts; the template below fetches none, so a page looks the same offline.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from helpers.clips import only_complete
-from helpers.run_lesson import ROOT, LessonError, LessonFailed, find_lesson, run_lesson, without_widgets
+from helpers.files import replacing
+from helpers.run_lesson.running import ROOT, LessonError, LessonFailed, find_lesson, run_lesson, without_widgets
 
 README = ROOT / "README.md"
 STYLE = Path(__file__).with_suffix(".css")
@@ -62,7 +62,7 @@ PAGE = """\
 
 @dataclass(frozen=True)
 class Lesson:
-    """A row of the README's table: its title, the notebook's name, what it teaches, and its address in Colab."""
+    """A row of the README's table: title, name of the notebook, what it teaches, and its URL in Colab."""
 
     title: str
     name: str
@@ -71,14 +71,15 @@ class Lesson:
 
 
 def lessons(readme: str) -> list[Lesson]:
-    """The lessons in the README's table, in its order."""
+    """The lessons in the README's table, in order."""
     return [Lesson(*row) for row in ROW.findall(readme)]
 
 
 def executed(lesson: Lesson, folder: Path | None) -> NotebookNode:
-    """The lesson's executed notebook: the copy in `folder` if there is one, else it is executed now.
+    """The lesson's executed notebook: the copy in `folder` if there is one; otherwise it is executed now.
 
-    Raises LessonFailed where a cell has failed or has not been run.
+    Raises:
+        LessonFailed: If a cell failed or has not run.
     """
     copy = folder / f"{lesson.name}.ipynb" if folder else None
     if copy is None or not copy.is_file():
@@ -90,7 +91,7 @@ def executed(lesson: Lesson, folder: Path | None) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.source.strip():
             if cell.execution_count is None or any(one.output_type == "error" for one in cell.outputs):
-                raise LessonFailed(f"{copy}: cell `{cell.id}` has failed or has not been run. Run the lesson again.")
+                raise LessonFailed(f"{copy}: cell `{cell.id}` failed or has not run. Run the lesson again.")
     return without_widgets(notebook)
 
 
@@ -101,9 +102,9 @@ def page(lesson: Lesson, notebook: NotebookNode, before: Lesson | None, after: L
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]", "[Open in Colab]", cell.source)  # no remote badge
             cell.source = re.sub(r"\]\((\w+)\.ipynb", r"](\1.html", cell.source)
-        cell.metadata.setdefault("alt", cell.id.replace("-", " "))  # for pictures that bring no text of their own
+        cell.metadata.setdefault("alt", cell.id.replace("-", " "))  # for pictures without a text
     exporter = HTMLExporter(raw_template=CELLS, exclude_anchor_links=True)
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # prints come in pieces, as time goes by
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # printed output arrives in pieces
     body, _ = exporter.from_notebook_node(notebook)
     links = [(before, "prev", "← {}"), (after, "next", "{} →")]
     nav = ['<a href="index.html">All lessons</a>'] + [
@@ -115,7 +116,7 @@ def page(lesson: Lesson, notebook: NotebookNode, before: Lesson | None, after: L
 
 
 def poster(notebook: NotebookNode) -> bytes | None:
-    """The strip of the longer clip, from the cell `stitch`; else the notebook's first picture."""
+    """The strip of the longer clip, from the cell `stitch`, or else the notebook's first picture."""
     cells = sorted(notebook.cells, key=lambda cell: cell.id != "stitch")
     pictures = (one.get("data", {}).get("image/png") for cell in cells for one in cell.get("outputs", []))
     first = next(filter(None, pictures), None)
@@ -123,7 +124,7 @@ def poster(notebook: NotebookNode) -> bytes | None:
 
 
 def index(rows: Iterable[tuple[Lesson, bool]], readme: str) -> str:
-    """The first page: what the README begins with, and its table of lessons, each with its poster if it has one."""
+    """The first page: the README's introduction, and its table of lessons with their posters."""
     title, _, rest = readme.removeprefix("# ").partition("\n")
     body = [f"<h1>{html.escape(title)}</h1>", markdown2html(rest.split("\n![")[0])]
     for lesson, has_poster in rows:
@@ -137,22 +138,22 @@ def index(rows: Iterable[tuple[Lesson, bool]], readme: str) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    with only_complete(path) as part:
-        part.write_bytes(content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.make.pages", description="Build the lessons' site.")
+    parser = argparse.ArgumentParser(prog="python -m helpers.run_lesson.site", description="Build the lessons' site.")
     parser.add_argument("lessons", nargs="*", help="names in notebooks/; all by default")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "pages", help="folder of the site")
-    parser.add_argument("--executed", type=Path, help="folder of executed notebooks, to be taken as they are")
+    parser.add_argument("--executed", type=Path, help="folder with executed notebooks to use as they are")
     options = parser.parse_args(arguments)
     readme = README.read_text(encoding="utf-8")
     try:
         names = [find_lesson(name).stem for name in options.lessons]
         chosen = [lesson for lesson in lessons(readme) if lesson.name in names or not names]
         if len(chosen) < len(set(names)):
-            raise LessonError("Every lesson needs its row in the table of README.md, where its title is taken from.")
+            raise LessonError("Every lesson needs a row in the table of README.md, which its title comes from.")
         options.out.mkdir(parents=True, exist_ok=True)
         rows = []
         for before, lesson, after in zip([None, *chosen], chosen, [*chosen[1:], None], strict=False):

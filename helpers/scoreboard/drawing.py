@@ -5,7 +5,7 @@
     trade_off(rows, limit=12)
     against(rows)
 
-Each shows itself as SVG, and says the same as text. Nothing is told apart by colour alone.
+Each chart shows itself as SVG and describes itself as text. Colour is never the only distinction.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from helpers import svg
-from helpers.charts import Picture, Table
-from helpers.checks import OFFLOAD_MODES
-from helpers.scoreboard import Row
+from helpers.charts import svg
+from helpers.charts.table import Picture, Table
+from helpers.models.catalogue import OFFLOAD_MODES
+from helpers.scoreboard.rows import Row
 
 SHAPES = {  # the outline of each mode's mark, and its colour
     "none": ("M-4,-4 h8 v8 h-8 z", svg.INK),
@@ -37,12 +37,12 @@ def grouped_bars(
     limit_name: str = "limit",
     doubling: bool = False,
 ) -> Picture:
-    """Thin horizontal bars: a group for each set-up, a bar for each mode, and a text where a figure is missing.
+    """Thin horizontal bars: a group per set-up, a bar per mode, and a word where a figure is missing.
 
     Args:
         what: The quantity and its unit.
-        limit: Drawn as a dashed line; bars beyond it are hollow.
-        doubling: Whether the axis begins at 1 and each of its lines is twice the one before.
+        limit: Drawn as a dashed line; bars that exceed it are hollow.
+        doubling: Whether the axis is logarithmic: it begins at 1, and each grid line is twice the one before.
     """
 
     def place(value: float) -> float:
@@ -88,13 +88,13 @@ def _said(value: float | str | None) -> str:
 
 
 def trade_off(rows: Sequence[Row], limit: float, title: str = "Peak against time") -> Picture:
-    """Peak VRAM in GiB over minutes a clip, a mark for each mode; a line joins the modes of one set-up."""
+    """Peak VRAM in GiB over minutes per clip, one mark per mode; a line joins the modes of a set-up."""
     shown = [row for row in rows if row.peak_gib is not None and row.clip_minutes and not row.failed]
     low = math.floor(math.log10(min((row.clip_minutes for row in shown), default=1.0)))
     high = math.log10(1.6 * max((row.clip_minutes for row in shown), default=10.0))
     top = 1.12 * max([limit, *(row.peak_gib for row in shown)])
     frame = svg.Frame(46, 60, 620, 380, x_top=high - low, y_top=top)
-    what = "peak VRAM, GiB, over minutes to denoise a clip; to the left and below is better"
+    what = "peak VRAM in GiB over minutes to denoise a clip; lower left is better"
     body = [svg.text(14, 22, title, size=13, weight="bold"), svg.text(14, 40, what, fill=svg.GREY), *frame.y_axis()]
     for decade in range(low, math.ceil(high)):
         for minutes in (factor * 10.0**decade for factor in (1, 2, 5)):
@@ -120,8 +120,8 @@ def trade_off(rows: Sequence[Row], limit: float, title: str = "Peak against time
 def _labels(
     labels: Sequence[tuple[float, float, str]], marks: Sequence[tuple[float, float]], frame: svg.Frame
 ) -> list[str]:
-    """Texts above their points, moved up where they would overprint another one or a mark."""
-    placed = [(x - 7, x + 7, y + 4) for x, y in marks]  # left, right, and the baseline of a text in its place
+    """Labels above their points, moved up where they would overlap a mark or another label."""
+    placed = [(x - 7, x + 7, y + 4) for x, y in marks]  # left, right, and the baseline of a label there
     body = []
     for x, y, text in sorted(labels):
         width = 10 * svg.LETTER_WIDTH * len(text)
@@ -135,7 +135,7 @@ def _labels(
 
 
 def against(rows: Sequence[Row], title: str = "Forecast against measured") -> Picture:
-    """The forecast peak of each run over the measured one; on the diagonal a forecast came true."""
+    """The forecast peak of each run over the measured one; on the diagonal they agree."""
     shown = [row for row in rows if row.missed is not None]
     top = 1.08 * max((max(row.peak_gib, row.forecast_gib) for row in shown), default=1.0)
     frame = svg.Frame(46, 60, 446, 460, x_top=top, y_top=top)
@@ -169,7 +169,7 @@ def mark(x: float, y: float, mode: str) -> str:
 
 
 def legend(left: float, y: float) -> list[str]:
-    """The marks and their modes in one line."""
+    """The mark of each mode, in one line."""
     body = []
     for number, mode in enumerate(OFFLOAD_MODES):
         x = left + 112 * number

@@ -1,0 +1,24 @@
+"""What surrounds a lesson's own calls: parameters, the machine, measured modes, results, and files to resume from.
+
+    from helpers import lesson
+
+    settings = lesson.resolve("ltx_video", globals())  # every parameter of the lesson, checked
+    lesson.environment(settings)                       # the machine, compared with the budgets
+
+Lesson 01 writes out and explains `encoder_from_files`, `offload_sequentially`, `offload_in_groups`, `cap_vram`,
+`measure`, `generate` and `carry_grain`; the later lessons import them from here. A test keeps the two equal.
+"""
+
+from helpers.faces import late
+
+__all__, __getattr__, __dir__ = late(__name__, {
+    "values": ("ParameterError", "inside", "one_of", "whole"),
+    "parameters": ("ENCODE_WAYS", "Settings", "resolve"),
+    "machine": ("Environment", "EnvironmentProblem", "environment"),
+    "kernels": ("use_onednn",),
+    "cache": ("CachedEmbeddings", "SavedLatents"),
+    "prompts": ("encoder_from_files", "prompt_cut"),
+    "offloading": ("offload_in_groups", "offload_sequentially"),
+    "running": ("cap_vram", "generate", "measure"),
+    "results": ("against_truth", "save_clip", "true_frames"),
+})

@@ -1,0 +1,61 @@
+"""Finish a lesson: save the longer clip, and compare the new frames with what really came next."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from helpers.clips.clip import Clip
+from helpers.clips.joining import psnr
+from helpers.clips.pictures import poster, save_image, show, side_by_side
+from helpers.clips.reading import continuation_truth
+from helpers.clips.writing import write
+from helpers.lesson.parameters import Settings
+
+
+def save_clip(longer: Clip, source: Clip, settings: Settings) -> None:
+    """Write `continued.mp4` and `poster.png` into the lesson's folder, and show the last seconds of the clip.
+
+    Args:
+        longer: The clip with its continuation.
+        source: The clip that was read, whose sound plays under the beginning.
+    """
+    video = write(settings.folder / "continued.mp4", longer, audio_from=source)
+    picture = save_image(settings.folder / "poster.png", poster(longer, count=6, height=160))
+    print(f"{source.seconds:.1f} s became {longer.seconds:.1f} s at {longer.fps:g} fps and "
+          f"{longer.width}x{longer.height}: {video.name}, {picture.name}")  # fmt: skip
+    show(longer[-2 * (len(longer) - len(source)) :])
+
+
+def true_frames(source: Clip, past: Clip, count: int, fps: float, fit: str) -> np.ndarray | None:
+    """What really came next, at the times of `count` new frames; `None` where nobody knows.
+
+    Args:
+        source: The clip that was read.
+        past: The clip at the model's size.
+        count, fps: Number and rate of the new frames, without the one that repeats the clip's last frame.
+        fit: How the clip was fitted.
+
+    Returns:
+        `np.uint8` [up to count, H, W, 3] at the model's size.
+    """
+    truth = continuation_truth(source, max_seconds=(count + 1) / fps)
+    if truth is None:
+        return None
+    moments = (np.arange(1, count + 1) / fps * truth.fps).round().astype(int)  # in the truth's frames after the join
+    return truth.fit(*past.size, fit).frames[moments[moments <= len(truth)] - 1]
+
+
+def against_truth(new: np.ndarray, source: Clip, past: Clip, fps: float, settings: Settings) -> Image.Image:
+    """Show new frames above the true ones, and print how similar they are (PSNR), beside a frozen last frame.
+
+    Args:
+        new: `np.uint8` [T, H, W, 3], without the frame that repeats the clip's last one.
+        source, past, fps: As for `true_frames`.
+    """
+    rows, truth = {"generated": new}, true_frames(source, past, len(new), fps, settings.fit)
+    if truth is not None:
+        rows["truth"] = truth
+        frozen = past.frames[-1:].repeat(len(truth), axis=0)
+        print(f"PSNR {psnr(new[: len(truth)], truth):.1f} dB; last frame frozen {psnr(frozen, truth):.1f} dB")
+    return side_by_side(rows, count=4, height=140)

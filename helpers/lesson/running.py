@@ -1,0 +1,66 @@
+"""Measure the offload modes and generate. Lesson 01 writes these functions out and explains them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+from helpers.measure.comparison import ModeRun
+from helpers.measure.meter import VRAMMeter, release
+
+
+def cap_vram(gib):
+    """Let this process use at most `gib` GiB of the GPU, or all of it for `None`."""
+    if torch.cuda.is_available():
+        gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or gpu_gib) / gpu_gib))
+
+
+def measure(mode, prepare, denoise, forecasts, budget_gb, baseline=None):
+    """Take two denoising steps in an offload mode, inside a meter; return them as a `ModeRun`.
+
+    `prepare(mode)` gives a fresh pipeline, and `denoise(pipe, steps)` latents and the seconds of a step. The mode
+    "none" is the baseline: it runs without the cap of `budget_gb`, and the latents of `baseline` are compared.
+    """
+    cap_vram(None if mode == "none" else budget_gb)
+    expected, advice = forecasts[mode].denoising_peak_gib, forecasts.advice(mode, budget_gb)
+    latents = step_seconds = pipe = None
+    with suppress(torch.OutOfMemoryError), VRAMMeter(
+        mode, budget_gb=budget_gb, forecast=expected, advice=advice
+    ) as meter:
+        pipe = prepare(mode)
+        meter.mark("denoise")
+        latents, step_seconds = denoise(pipe, steps=2)
+    del pipe
+    release()
+    run = ModeRun.from_meter(mode, meter, step_seconds=step_seconds, latents=latents, baseline=baseline)
+    measured = f"{run.peak_allocated_gib:.3f} GiB" if run.peak_allocated_gib else "no GPU here"
+    print(f"{mode}: forecast on a GPU {expected:.3f} GiB, measured {measured}")
+    return run
+
+
+def generate(prepare, denoise, settings, forecasts, saved):
+    """Denoise in the chosen mode, or in a lighter one if memory runs out, and save the latents at once.
+
+    `saved` are the `SavedLatents` of this run: latents found there are returned, and nothing is computed again. Its
+    notes say which mode made them, and what the meter measured.
+    """
+    cap_vram(settings.vram_budget_gb)
+    latents = saved.load()
+    modes = [settings.offload, *forecasts.lighter(settings.offload, settings.vram_budget_gb)]
+    for mode in modes if latents is None else []:
+        pipe, advice = None, forecasts.advice(mode, settings.vram_budget_gb)
+        try:
+            with VRAMMeter(f"generate, {mode}", budget_gb=settings.vram_budget_gb, advice=advice) as meter:
+                pipe = prepare(mode)
+                meter.mark("denoise")
+                latents, step_seconds = denoise(pipe, settings.steps)
+            saved.save(latents, offload=mode, step_seconds=step_seconds, meter=meter.as_dict())
+            break
+        except torch.OutOfMemoryError:
+            if mode == modes[-1]:
+                raise
+        finally:
+            pipe = None
+    return latents

@@ -1,0 +1,5 @@
+import sys
+
+from helpers.run_lesson.command import main
+
+sys.exit(main())
