@@ -1,21 +1,22 @@
 """A live readout of the memory that a block of code needs.
 
-    from helpers.meter import VRAMMeter
+    from helpers.measure.meter import VRAMMeter
 
     with VRAMMeter("model offload", budget_gb=12) as meter:
         meter.mark("denoise")
         latents = pipe(..., output_type="latent").frames
 
     meter.peak_allocated_gib, meter.peak_ram_gib, meter.phases
+    meter.as_dict()  # the same figures, for the record of a run
 
-In a notebook the meter draws itself below the cell, follows the run, and stays there as a chart afterwards.
-Without a CUDA device it meters the process's RAM alone, and says so: it shows no VRAM that was not measured.
+In a notebook the meter draws itself below the cell, follows the run, and remains there as a chart afterwards.
+Without a CUDA device it measures only the process's RAM, and says so: it shows no VRAM figures it did not measure.
 
-Four figures, all in GiB (2**30 bytes):
+The figures, all in GiB (2**30 bytes):
 
 - *allocated*: the tensors that torch holds on the GPU.
 - *reserved*: what torch's caching allocator has taken from the driver to hold them. This must fit a budget.
-- *device-wide*: what is taken on the whole card, CUDA context and other programs included.
+- *device-wide*: what is taken on the whole GPU, including CUDA contexts and other programs.
 - *RAM*: the resident memory of this process. Memory-mapped weights count once they have been touched.
 
 The first two are exact peaks, kept by the allocator. The last two are sampled: a short peak can be missed.
@@ -23,97 +24,50 @@ The first two are exact peaks, kept by the allocator. The last two are sampled: 
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
 
 import psutil
 import torch
 
-from helpers import svg
-from helpers.charts import Series, timeline
+from helpers.measure.memory import release
+from helpers.measure.readout import Phase, Readout, Sample
+from helpers.units import GIB
 
-GIB = 2**30
 SECONDS_BETWEEN_UPDATES = 0.25  # a faster picture would only keep the browser busy
-UPDATES_PER_RUN = 600  # in a long run no oftener than this, for drawing many samples takes the run's own time
-
-
-@dataclass
-class Phase:
-    """A named part of a metered block. VRAM peaks are exact, and None without CUDA; RAM peaks are sampled."""
-
-    name: str
-    start_s: float
-    seconds: float = 0.0
-    peak_allocated_gib: float | None = None
-    peak_reserved_gib: float | None = None
-    peak_ram_gib: float = 0.0
-
-
-class Sample(NamedTuple):
-    """Memory in GiB, `seconds` after the meter's start. The VRAM figures are None without CUDA."""
-
-    seconds: float
-    ram: float
-    allocated: float | None = None
-    reserved: float | None = None
-    device: float | None = None
-
-
-def release() -> None:
-    """Give back what dropped pipelines held, and weights that have gone to the card or were pinned.
-
-    PyTorch keeps freed memory, of the card and pinned in RAM, for later use, and so does malloc. Offload hooks tie a
-    pipeline into circles of references, which only the garbage collector finds.
-    """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        getattr(torch._C, "_host_emptyCache", lambda: None)()  # pinned pages; there is no public name for it
-        trim()
-
-
-def trim() -> bool:
-    """Give freed RAM back to the system; False where malloc is not glibc's, which keeps pieces of up to 32 MiB."""
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (AttributeError, OSError, TypeError):
-        return False
+UPDATES_PER_RUN = 600  # at most this many pictures in a long run, because drawing many samples slows the run
 
 
 class VRAMMeter:
     """Measures the peak memory and the seconds of a `with` block, phase by phase.
 
-    Args:
-        title: what is measured; heads the chart.
-        budget_gb: the VRAM budget in GiB, a dashed line in the chart. Not drawn over RAM, without CUDA.
-        forecast: the forecast VRAM peak in GiB, or an object that has it as `peak_vram_gib`.
-        advice: what to do if the block runs out of memory; printed then.
-        interval: seconds between two samples.
-        show: whether to draw the chart below the cell; outside a notebook nothing is.
+    An out-of-memory error or an interrupt passes through, and leaves no memory behind: the meter ends its traceback at
+    the block, so the interrupted calls release their tensors even if the exception is kept. (IPython keeps the last.)
 
-    Attributes, to be read after the block (figures in GiB):
-        phases: list of `Phase`. What comes before the first `mark` is the phase "start".
-        samples: list of `Sample`.
-        peak_allocated_gib, peak_reserved_gib, peak_device_gib: None without CUDA.
-        peak_ram_gib, baseline_ram_gib: the highest RAM sampled, and the RAM on entry.
-        seconds: how long the block took.
-        error: name of the exception type that left the block, or None. The exception is not kept: its
+    The peak statistics of the current CUDA device are reset on entry and at each `mark`: inside the block, do not rely
+    on `torch.cuda.max_memory_allocated()`.
+
+    Args:
+        title: What is measured; the chart's heading.
+        budget_gb: The VRAM budget in GiB, a dashed line in the chart; not drawn without CUDA.
+        forecast: The forecast VRAM peak in GiB, or an object that has it as `peak_vram_gib`.
+        advice: What to do if the block runs out of memory; printed in that case.
+        interval: Seconds between two samples.
+        show: Whether to draw the chart below the cell. Outside a notebook nothing is drawn.
+
+    Attributes (to read after the block; figures in GiB):
+        phases: List of `Phase`. Everything before the first `mark` is the phase "start".
+        samples: List of `Sample`.
+        peak_allocated_gib, peak_reserved_gib, peak_device_gib: `None` without CUDA.
+        peak_ram_gib, baseline_ram_gib: The highest RAM sampled, and the RAM on entry.
+        seconds: Duration of the block.
+        error: Name of the exception type that left the block, or `None`. The exception itself is not kept, because its
             traceback would keep every tensor of the failed call alive.
 
-    An out-of-memory error or an interrupt passes through, and leaves no memory behind: its traceback ends at the block,
-    so the calls that it broke off let go of their tensors, whoever keeps the exception. (IPython keeps the last one.)
-
-    The peak statistics of the current CUDA device are reset on entry and at each `mark`: inside the block, do
-    not rely on `torch.cuda.max_memory_allocated()`.
-
     Raises:
-        RuntimeError: if entered twice, or marked outside its block.
+        RuntimeError: If entered twice, or marked outside its block.
     """
 
     def __init__(
@@ -145,10 +99,10 @@ class VRAMMeter:
 
     def __enter__(self) -> VRAMMeter:
         if self.state != "not started":
-            raise RuntimeError("A VRAMMeter measures one block. Make a new one for the next.")
+            raise RuntimeError("This meter has been used: a VRAMMeter measures one block. Make a new one.")
         release()
         if torch.cuda.is_available():
-            # The sampler thread has a current device of its own, so every call below names this one.
+            # The sampler thread has its own current device, so every call below names this one.
             self._device = torch.cuda.current_device()
             self._read_device_used = _device_used_reader(self._device)
             self._synchronize()
@@ -170,7 +124,7 @@ class VRAMMeter:
         try:
             self._thread.join()
             if error_type is None:
-                self._synchronize()  # after an error the GPU may be in no state to be waited for
+                self._synchronize()  # after an error the GPU may never become idle
             with self._lock:
                 self._sample()
         finally:
@@ -182,21 +136,21 @@ class VRAMMeter:
                 reason = ". ".join(str(error).split(". ")[:2])
                 print(f"Out of memory in {self.title!r}: {reason}. {self.advice}".rstrip())
             if isinstance(error, torch.OutOfMemoryError | KeyboardInterrupt):
-                self._give_back(error)
+                self._free_frames(error)
 
-    def _give_back(self, error: BaseException) -> None:
-        """Free what the broken-off calls hold: end the traceback at this block, for it keeps the frames below it."""
+    def _free_frames(self, error: BaseException) -> None:
+        """Free the tensors of the interrupted calls: end the traceback here, because it keeps their frames alive."""
         error.__traceback__.tb_next = error.__context__ = error.__cause__ = None
         release()
 
     def mark(self, name: str) -> None:
         """End the current phase and begin the phase `name`.
 
-        Waits for the GPU first, so that work is timed in the phase it belongs to. A first mark that comes
-        within one sampling interval names the first phase, instead of leaving an empty "start" before it.
+        Waits for the GPU first, so that work is timed in the phase it belongs to. A first mark within one sampling
+        interval of the start renames the phase "start", instead of leaving it empty.
         """
         if self.state != "running":
-            raise RuntimeError(f"mark() belongs in the meter's with block; this meter is {self.state}.")
+            raise RuntimeError(f"This meter is {self.state}: call mark() only inside its with block.")
         self._synchronize()
         with self._lock:
             now = self._sample().seconds
@@ -208,23 +162,41 @@ class VRAMMeter:
 
     @property
     def seconds(self) -> float:
-        return self.samples[-1].seconds if self.samples else 0.0
+        return self._readout().seconds
 
     @property
     def peak_allocated_gib(self) -> float | None:
-        return _highest(phase.peak_allocated_gib for phase in self.phases)
+        return self._readout().peak_allocated_gib
 
     @property
     def peak_reserved_gib(self) -> float | None:
-        return _highest(phase.peak_reserved_gib for phase in self.phases)
+        return self._readout().peak_reserved_gib
 
     @property
     def peak_device_gib(self) -> float | None:
-        return _highest(sample.device for sample in self.samples)
+        return self._readout().peak_device_gib
 
     @property
     def peak_ram_gib(self) -> float:
-        return _highest(phase.peak_ram_gib for phase in self.phases) or 0.0
+        return self._readout().peak_ram_gib
+
+    def as_dict(self) -> dict:
+        """Return title, state, seconds, peaks, forecast and phases, ready for JSON."""
+        return self._readout().as_dict()
+
+    def _readout(self) -> Readout:
+        with self._lock:
+            phases, samples = list(self.phases), list(self.samples)
+        return Readout(
+            self.title,
+            self.state,
+            phases,
+            samples,
+            on_gpu=self._device is not None,
+            budget_gib=self.budget_gib,
+            forecast_gib=self.forecast_gib,
+            baseline_ram_gib=self.baseline_ram_gib,
+        )
 
     def _synchronize(self) -> None:
         if self._device is not None:
@@ -246,7 +218,7 @@ class VRAMMeter:
             now = {name: stats[f"{name}_bytes.all.current"] / GIB for name in ("allocated", "reserved")}
             for name in now:
                 peak = stats[f"{name}_bytes.all.peak"] / GIB
-                # A peak that has risen since the last sample fell in between, however short it was: show it.
+                # The allocator's peak has risen since the last sample: show it, however short it was.
                 if peak > getattr(phase, f"peak_{name}_gib"):
                     now[name] = peak
                     setattr(phase, f"peak_{name}_gib", peak)
@@ -257,7 +229,7 @@ class VRAMMeter:
         return sample
 
     def _run(self) -> None:
-        """The sampler thread. It neither prints nor raises: that would end up in whichever cell runs then."""
+        """The sampler thread. It neither prints nor raises, because either would show up in an unrelated cell."""
         shown = 0.0
         while not self._stop.wait(self.interval):
             try:
@@ -267,57 +239,18 @@ class VRAMMeter:
                 if self._handle is not None and seconds - shown >= pause:
                     shown = seconds
                     self._handle.update(self)
-            except Exception:  # one reading or picture is lost, and the next comes in a moment
+            except Exception:  # one sample or picture is lost, and the next follows in a moment
                 continue
 
     def __repr__(self) -> str:
-        return self._repr_mimebundle_()["text/plain"]
+        return repr(self._readout())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        with self._lock:
-            samples, phases = list(self.samples), list(self.phases)
-        if not samples:
-            return {"text/plain": f"{self.title}: {self.state}"}
-        state = f"{self.state}, {self.seconds:.1f} s"
-        ram = f"peak {self.peak_ram_gib:.2f} GiB, {self.baseline_ram_gib:.2f} before"
-        if self._device is None:
-            facts, limits = [f"RAM (no GPU here): {ram}"], []
-            if self.forecast_gib is not None:
-                facts.append(f"forecast on a GPU: {self.forecast_gib:.2f} GiB")
-            styles = {"ram": ("RAM", svg.BLUE, 2.2, "")}
-        else:
-            vram = f"{self.peak_allocated_gib:.2f} GiB allocated, {self.peak_reserved_gib:.2f} reserved"
-            facts = [f"VRAM: peak {vram}, {self.peak_device_gib:.2f} device-wide", f"RAM: {ram}"]
-            asked = {"budget": self.budget_gib, "forecast": self.forecast_gib}
-            limits = [(name, gib) for name, gib in asked.items() if gib is not None]
-            styles = {
-                "device": ("device-wide", svg.GREY, 1.5, "2 3"),
-                "reserved": ("reserved", svg.ORANGE, 1.5, "7 3"),
-                "allocated": ("allocated", svg.BLUE, 2.2, ""),
-            }
-        text = [f"{self.title}: {state}", *(f"  {fact}" for fact in facts)]
-        text += [f"  {name}: {gib:.2f} GiB" for name, gib in limits]
-        for phase in phases:
-            peaks = f"RAM {phase.peak_ram_gib:.2f} GiB"
-            if phase.peak_allocated_gib is not None:
-                peaks = f"{phase.peak_allocated_gib:.2f} GiB allocated, {peaks}"
-            text.append(f"  {phase.name:<12} {phase.seconds:8.1f} s   {peaks}")
-        series = []
-        for name, (label, *style) in styles.items():
-            series.append(Series(label, [(one.seconds, getattr(one, name)) for one in samples], *style))
-        bands = [(phase.name, phase.start_s, phase.seconds) for phase in phases]
-        drawing = timeline(
-            self.title, series, state=state, facts=" · ".join(facts), bands=bands, limits=limits
-        )
-        return {"image/svg+xml": drawing, "text/plain": "\n".join(text)}
-
-
-def _highest(values: Iterable[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
+        return self._readout()._repr_mimebundle_()
 
 
 def _in_notebook() -> bool:
-    # IPython in a terminal has no kernel; there each update would be printed below the one before.
+    # IPython in a terminal has no kernel; there, every update would print another chart.
     try:
         from IPython import get_ipython
     except ImportError:
@@ -326,7 +259,7 @@ def _in_notebook() -> bool:
 
 
 def _device_used_reader(device: int) -> Callable[[], int]:
-    """What reads the bytes taken on the whole card: NVML if it answers, else the CUDA runtime."""
+    """Return a function that reads the bytes in use on the whole GPU: from NVML if it answers, else from CUDA."""
 
     def from_runtime() -> int:
         free, total = torch.cuda.mem_get_info(device)

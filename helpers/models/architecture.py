@@ -1,15 +1,16 @@
-"""Models without weights: the parts of a diffusers folder built on torch's `meta` device from its config files.
+"""Models without weights: a diffusers folder's components built on torch's `meta` device from their config files.
 
-    arch = Architecture("data/configs/wan22_i2v_a14b")
-    arch.part("transformer")  # the real class, 14.3 billion parameters, no memory
+    arch = Architecture("wan22_i2v_a14b")
+    arch.component("transformer")  # the real class, 14.3 billion parameters, no memory
 
-Only the config files are read, so any member of the five families works: the real models, a miniature, or a
+Only the config files are read, so any member of the supported families works: the published models, a miniature, or a
 relative such as LTX 13B or Wan 2.1 1.3B.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import logging
 from collections.abc import Iterator
@@ -19,43 +20,41 @@ from pathlib import Path
 
 import torch
 
-from helpers.models import MODELS
+from helpers.models.catalogue import CONFIGS, MODELS
+from helpers.models.checkpoints import INDEX
 
-CONFIGS = Path(__file__).resolve().parent.parent / "data" / "configs"
-FAMILIES = ("LTX", "Wan", "StableVideoDiffusion", "CogVideoX")  # how the supported pipelines' names begin
+FAMILIES = ("LTX", "Wan", "StableVideoDiffusion", "CogVideoX")  # what the supported pipelines' names start with
 DENOISERS = ("transformer", "transformer_2", "unet")
 GGUF_LAYOUT = "gguf_layout.json"
 
 
 class ArchitectureError(ValueError):
-    """A folder that holds no model of a supported family; the message says what it should hold."""
+    """A folder that does not hold a model of a supported family; the message says what is missing."""
 
 
 class Architecture:
-    """A diffusers folder's parts on the meta device, in the data types that the lessons load them in.
+    """A diffusers folder's components on the meta device, in the data types that the lessons load them in.
 
     Args:
-        checkpoint: A folder in the diffusers layout; weights may be there or not. Or a name in
-            `helpers.models.MODELS`, for the architecture files that come with the project.
+        source: A folder in the diffusers layout, with or without weights, or a name in `helpers.models.MODELS` for
+            the architecture files that come with the project.
         quantization: A GGUF type such as "Q4_K" for the denoisers' matrices, "none" for no quantization, or `None`
-            for what the folder itself says.
-        dtype: The data type of all that goes to the card, or `None` for the one that the lessons load each part in.
+            for what the folder itself specifies.
+        dtype: The data type of every component on the GPU, or `None` for the one that the lessons load each in.
 
     Raises:
-        ArchitectureError: If there is no such folder, if it is no checkpoint, or of another family.
+        ArchitectureError: If the folder does not exist, is not a checkpoint, or holds an unsupported family.
     """
 
-    def __init__(
-        self, checkpoint: str | Path, quantization: str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        self.folder = CONFIGS / checkpoint if str(checkpoint) in MODELS else Path(checkpoint).expanduser()
-        self.index = self._read(self.folder / "model_index.json")
+    def __init__(self, source: str | Path, quantization: str | None = None, dtype: torch.dtype | None = None) -> None:
+        self.folder = CONFIGS / source if str(source) in MODELS else Path(source).expanduser()
+        self.index = self._read(self.folder / INDEX)
         self.pipeline = self.index.get("_class_name", "")
         self.family = next((family for family in FAMILIES if self.pipeline.startswith(family)), "")
         if not self.family:
             raise ArchitectureError(
-                f"{self.folder} is for {self.pipeline or 'no pipeline that it names'}: there are forecasts for LTX, "
-                "Wan, CogVideoX and Stable Video Diffusion pipelines."
+                f"{self.folder} holds a pipeline of another family ({self.pipeline or 'unnamed'}): give a folder of an "
+                "LTX, Wan, CogVideoX or Stable Video Diffusion pipeline."
             )
         layout = self.folder / GGUF_LAYOUT
         own = json.loads(layout.read_text(encoding="utf-8")) if layout.is_file() else {}
@@ -70,49 +69,55 @@ class Architecture:
         except FileNotFoundError:
             if self.folder.is_dir():
                 raise ArchitectureError(
-                    f"{self.folder} is no diffusers checkpoint: {path.relative_to(self.folder)} is missing."
+                    f"{self.folder} is not a diffusers checkpoint: {path.relative_to(self.folder)} is missing."
                 ) from None
             near = difflib.get_close_matches(self.folder.name, MODELS, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ArchitectureError(
-                f"there is no model and no folder {str(self.folder)!r}: {hint}Models are {', '.join(MODELS)}; a folder "
-                "needs model_index.json and each part's config.json."
+                f"there is no model or folder {str(self.folder)!r}: {hint}The models are {', '.join(MODELS)}; a folder "
+                f"needs {INDEX} and each component's config.json."
             ) from None
         except (ValueError, OSError) as error:
             raise ArchitectureError(f"cannot read {path}: {error}") from None
 
     @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """Names of all parts with weights, in the pipeline's order."""
+    def components(self) -> tuple[str, ...]:
+        """Names of all components with weights, in the pipeline's order."""
         names = (name for name, value in self.index.items() if isinstance(value, list) and value[0] is not None)
         return tuple(name for name in names if (self.folder / name / "config.json").is_file())
 
     @property
     def denoisers(self) -> tuple[str, ...]:
-        """The parts that run in every denoising step: `unet`, `transformer`, and an expert's `transformer_2`."""
-        return tuple(name for name in DENOISERS if name in self.parts)
+        """The components that run in a denoising step: `unet`, or `transformer` and a second expert `transformer_2`."""
+        return tuple(name for name in DENOISERS if name in self.components)
 
     @cached_property
-    def on_card(self) -> tuple[str, ...]:
-        """All parts but the text encoder, which the lessons run on the CPU; in the order of model offload."""
+    def on_gpu(self) -> tuple[str, ...]:
+        """All components except the text encoder, which the lessons run on the CPU, in the order of model offload."""
         import diffusers
 
         with _quiet():
             sequence = getattr(diffusers, self.pipeline).model_cpu_offload_seq.split("->")
-        return tuple(name for name in sequence if name in self.parts and name != "text_encoder")
+        return tuple(name for name in sequence if name in self.components and name != "text_encoder")
 
     @property
     def text_encoder(self) -> str | None:
-        return "text_encoder" if "text_encoder" in self.parts else None
+        """The name of the text encoder, or `None` for a model that takes no prompt."""
+        return "text_encoder" if "text_encoder" in self.components else None
 
-    def config(self, part: str) -> dict:
-        return self._read(self.folder / part / "config.json")
-
-    def part(self, name: str) -> torch.nn.Module:
-        """The part on the meta device, built once, in evaluation mode.
+    def config(self, name: str) -> dict:
+        """The config of one component.
 
         Raises:
-            ArchitectureError: If its config cannot be built.
+            ArchitectureError: If it cannot be read.
+        """
+        return self._read(self.folder / name / "config.json")
+
+    def component(self, name: str) -> torch.nn.Module:
+        """One component on the meta device, built once, in evaluation mode.
+
+        Raises:
+            ArchitectureError: If its config cannot be read or built.
         """
         if name not in self._built:
             try:
@@ -124,7 +129,7 @@ class Architecture:
         return self._built[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        """How the lessons load the part: the text encoder in fp32, for the CPU; Wan's VAE in fp32; else half."""
+        """The data type the lessons load a component in: fp32 for the text encoder and Wan's VAE, half for the rest."""
         if self._dtype is not None and name != "text_encoder":
             return self._dtype
         if name == "text_encoder" or (self.family, name) == ("Wan", "vae"):
@@ -134,21 +139,21 @@ class Architecture:
     def _build(self, name: str) -> torch.nn.Module:
         library, class_name = self.index[name][:2]
         with _quiet(), torch.device("meta"):
-            module_class = getattr(__import__(library), class_name)
+            module_class = getattr(importlib.import_module(library), class_name)
             if library == "diffusers":
                 module = module_class.from_config(self.config(name))
             else:
                 module = module_class(module_class.config_class(**self.config(name)))
-        module.to("meta")  # scalars made of Python numbers escape `torch.device` in the SVD UNet's blenders
+        module.to("meta")  # in the SVD UNet's blenders, `torch.device` misses scalars made from Python numbers
         kept = getattr(module_class, "_keep_in_fp32_modules", None) or [] if library == "diffusers" else []
         dtype = self.dtype(name)
         for path, parameter in module.named_parameters():
-            # The rule by which `from_pretrained` keeps some parameters in fp32.
+            # `from_pretrained` uses the same rule to keep some parameters in fp32.
             wanted = torch.float32 if any(one in path.split(".") for one in kept) else dtype
             parameter.data = torch.empty_like(parameter, dtype=wanted, device="meta")
         held = module.state_dict()
         for path, buffer in list(module.named_buffers()):
-            if path in held and buffer.is_floating_point():  # buffers that files hold are cast as they are loaded
+            if path in held and buffer.is_floating_point():  # buffers stored in files are cast on load
                 parent, _, attribute = path.rpartition(".")
                 module.get_submodule(parent)._buffers[attribute] = torch.empty_like(buffer, dtype=dtype)
         if name in DENOISERS and self.quantization:
@@ -156,7 +161,7 @@ class Architecture:
         return module.eval()
 
     def _quantize(self, module: torch.nn.Module, kept: list[str]) -> None:
-        """Put packed GGUF weights where `from_single_file` would: in the linear layers that the file quantizes."""
+        """Put packed GGUF weights where `from_single_file` does: in the linear layers that the file quantizes."""
         import gguf
         from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
 
@@ -164,13 +169,13 @@ class Architecture:
             kind = gguf.GGMLQuantizationType[self.quantization]
         except KeyError:
             raise ArchitectureError(
-                f"quantization={self.quantization!r} is no GGUF tensor type: give Q4_0, Q4_K, Q5_K, Q6_K, Q8_0 or "
-                "none. A name such as Q4_K_M is a mixture of them."
+                f"quantization={self.quantization!r} is not a GGUF tensor type: give Q4_0, Q4_K, Q5_K, Q6_K, Q8_0 or "
+                "none. Names such as Q4_K_M denote a mixture of types."
             ) from None
         block, size = gguf.GGML_QUANT_SIZES[kind]
         for path, layer in list(module.named_modules()):
-            plain = any(one in path.split(".") for one in (*kept, *self.unquantized))
-            if not isinstance(layer, torch.nn.Linear) or plain or layer.in_features % block:
+            unquantized = any(one in path.split(".") for one in (*kept, *self.unquantized))
+            if not isinstance(layer, torch.nn.Linear) or unquantized or layer.in_features % block:
                 continue
             packed = GGUFLinear(
                 layer.in_features, layer.out_features, layer.bias is not None, torch.bfloat16, device="meta"
@@ -186,7 +191,7 @@ class Architecture:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the libraries' warnings of their own defaults and of optional packages."""
+    """Silence the libraries' warnings about their own defaults and about optional packages."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     try:

@@ -5,9 +5,9 @@
     ltx = model("ltx_video")
     ltx.nearest_frames(50)  # 49: this model makes 8k+1 frames
 
-Parameter counts were taken by building each model from its published configuration. The "pretrained" numbers
-of frames, steps and guidance are those of the model's own repository or diffusers pipeline; the sizes are the
-ones that the lessons plan a 12 GB card for.
+The parameter counts come from building each model from its published configuration. The "pretrained" frames, steps
+and guidance come from the model's own repository or its diffusers pipeline; the sizes are those that the lessons plan
+for a 12 GB GPU.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
+from pathlib import Path
+
+OFFLOAD_MODES = ("none", "model", "sequential", "group_block", "group_leaf")
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+CONFIGS = DATA / "configs"  # the published models' architecture files, without weights
+MINIATURES = DATA / "miniatures"  # the bundled small checkpoints
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a lesson uses where the reader's parameter is `None`.
+    """The values a lesson uses for parameters that are `None`.
 
     Attributes:
         width, height: Size of the video, in pixels.
-        num_frames: Number of frames the model makes, its context frames included.
+        num_frames: Number of frames the model makes, including its context frames.
         steps: Denoising steps.
-        guidance_scale: Scale of classifier-free guidance; 1 switches it off and halves the work. For Stable
-            Video Diffusion this is `max_guidance_scale`, reached at the last frame.
+        guidance_scale: Scale of classifier-free guidance; 1 turns it off and halves the work. For Stable Video
+            Diffusion this is `max_guidance_scale`, reached at the last frame.
     """
 
     width: int
@@ -41,28 +48,28 @@ class Model:
     """One image-to-video model, as published.
 
     Attributes:
-        name: Name used throughout the project, `ltx_video` for example.
-        title: Name used in prose.
+        name: The name used in code, `ltx_video` for example.
+        title: The name used in prose.
+        short_title: The name used in charts and narrow tables.
         hub: Repository on the Hugging Face Hub, in the diffusers layout.
         pipeline: Class of the diffusers pipeline.
         licence: Name of the licence of the weights in `hub`.
-        licence_url: Where its text is.
-        gated: Whether the Hub asks for a login and for the licence to be accepted before a download.
+        licence_url: URL of its text.
+        gated: Whether the Hub requires you to log in and accept the licence before a download.
         size_multiple: Width and height must be multiples of this, in pixels.
         fixed_size: The only (width, height) the model makes, or `None`.
-        frames_multiple: `m` where the number of frames must be `m * k + 1`, or `None` if `fixed_frames` is
-            set.
+        frames_multiple: `m` if the number of frames must be `m * k + 1`, or `None` if `fixed_frames` is set.
         fixed_frames: The only number of frames the model makes, or `None`.
         fps: Frames per second of the video the model makes.
-        max_prompt_tokens: Tokens of the prompt that the text encoder sees, its end token included; `None` if
-            the model takes no prompt.
+        max_prompt_tokens: Number of prompt tokens that the text encoder sees, including its end token; `None` if the
+            model takes no prompt.
         parameters: Number of parameters of each component, by the component's name in the pipeline.
-        defaults: `Defaults` for each kind of weights there is: "pretrained" always, "miniature" where we have
-            one.
+        defaults: `Defaults` for each kind of weights: always "pretrained", and "miniature" if there is one.
     """
 
     name: str
     title: str
+    short_title: str
     hub: str
     pipeline: str
     licence: str
@@ -92,16 +99,16 @@ class Model:
         return f"widths and heights that are multiples of {self.size_multiple}"
 
     def nearest_frames(self, n: float) -> int:
-        """Returns the valid number of frames nearest to `n`; the lower one where two are as near.
+        """Return the valid number of frames nearest to `n`; of two equally near, the lower.
 
-        The least is one step beyond a single frame: one frame continues nothing.
+        The minimum is one step above a single frame, because a single frame continues nothing.
         """
         if self.fixed_frames is not None:
             return self.fixed_frames
         return self.frames_multiple * max(1, _round_half_down((n - 1) / self.frames_multiple)) + 1
 
     def nearest_size(self, width: float, height: float) -> tuple[int, int]:
-        """Returns the valid (width, height) nearest to the given one, in pixels; each side on its own."""
+        """Return the valid (width, height) nearest to the given one, in pixels, each side separately."""
         if self.fixed_size is not None:
             return self.fixed_size
         multiple = self.size_multiple
@@ -118,10 +125,10 @@ MODELS: dict[str, Model] = {
         Model(
             name="ltx_video",
             title="LTX-Video",
+            short_title="LTX-Video",
             hub="Lightricks/LTX-Video",
             pipeline="LTXImageToVideoPipeline",
-            # The diffusers folders of this repository hold version 0.9. Each later version has its own
-            # licence.
+            # The diffusers folders of this repository hold version 0.9. Later versions have other licences.
             licence="LTX-Video 0.9 RAIL-M licence (research and academic use)",
             licence_url="https://huggingface.co/Lightricks/LTX-Video/blob/main/ltx-video-2b-v0.9.license.txt",
             gated=False,
@@ -133,8 +140,7 @@ MODELS: dict[str, Model] = {
             max_prompt_tokens=128,
             parameters={"transformer": 1_923_385_472, "vae": 419_193_649, "text_encoder": 4_762_310_656},
             defaults={
-                # The miniature's VAE compresses 16x16x4, but the pipeline asks for the real model's rules
-                # (32, 8k+1).
+                # The miniature's VAE compresses 16x16x4, but the pipeline enforces the real model's rules (32, 8k+1).
                 "miniature": Defaults(width=288, height=160, num_frames=25, steps=4, guidance_scale=1.0),
                 "pretrained": Defaults(width=768, height=512, num_frames=121, steps=50, guidance_scale=3.0),
             },
@@ -142,6 +148,7 @@ MODELS: dict[str, Model] = {
         Model(
             name="wan22_ti2v_5b",
             title="Wan2.2 TI2V-5B",
+            short_title="TI2V-5B",
             hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
             pipeline="WanImageToVideoPipeline",
             licence="Apache 2.0",
@@ -162,6 +169,7 @@ MODELS: dict[str, Model] = {
         Model(
             name="wan22_i2v_a14b",
             title="Wan2.2 I2V-A14B",
+            short_title="A14B Q4",
             hub="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
             pipeline="WanImageToVideoPipeline",
             licence="Apache 2.0",
@@ -187,13 +195,13 @@ MODELS: dict[str, Model] = {
         Model(
             name="svd_xt",
             title="Stable Video Diffusion XT",
+            short_title="SVD XT",
             hub="stabilityai/stable-video-diffusion-img2vid-xt",
             pipeline="StableVideoDiffusionPipeline",
             licence="Stability AI Community License",
             licence_url="https://huggingface.co/stabilityai/stable-video-diffusion-img2vid-xt/blob/main/LICENSE.md",
             gated=True,
-            # The pipeline itself asks for multiples of 8; the UNet halves the latents (8x smaller) three
-            # times more.
+            # The pipeline itself requires multiples of 8; the UNet halves the latents (8x smaller) three more times.
             size_multiple=64,
             fixed_size=None,
             frames_multiple=None,
@@ -209,6 +217,7 @@ MODELS: dict[str, Model] = {
         Model(
             name="cogvideox_5b_i2v",
             title="CogVideoX-5B I2V",
+            short_title="CogVideoX-5B",
             hub="zai-org/CogVideoX-5b-I2V",
             pipeline="CogVideoXImageToVideoPipeline",
             licence="CogVideoX License",
@@ -216,7 +225,7 @@ MODELS: dict[str, Model] = {
             gated=False,
             size_multiple=16,
             # Its position embeddings were learned at this size and length. diffusers raises an error at any other
-            # size, and at another length quietly takes sines in their place.
+            # size; at another length it silently uses sinusoidal embeddings instead.
             fixed_size=(720, 480),
             frames_multiple=None,
             fixed_frames=49,
@@ -233,13 +242,13 @@ MODELS: dict[str, Model] = {
 
 
 def model(name: str) -> Model:
-    """Returns the model of that name.
+    """Return the model called `name`.
 
     Raises:
-        ValueError: If there is none; the message names the nearest one and all of them.
+        ValueError: If there is none; the message suggests the closest name and lists all of them.
     """
     if name in MODELS:
         return MODELS[name]
     near = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no model is called {name!r}: {hint}there are {', '.join(MODELS)}.")
+    raise ValueError(f"no model is called {name!r}: {hint}The models are {', '.join(MODELS)}.")

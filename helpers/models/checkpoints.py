@@ -1,197 +1,169 @@
-"""From a model's name and a kind of weights to what `from_pretrained` takes, and the sizes of what it loaded.
+"""From a model's name and a kind of weights to one `Checkpoint`, which says where its files are and which they are.
 
-    from helpers.checkpoints import checkpoint, part_sizes
+    from helpers.models.checkpoints import checkpoint
 
-    repo = checkpoint("ltx_video", "miniature")
-    pipe = LTXImageToVideoPipeline.from_pretrained(repo)
-    part_sizes(pipe.components)
+    ltx = checkpoint("ltx_video", "miniature")
+    pipe = LTXImageToVideoPipeline.from_pretrained(ltx.repo, revision=ltx.revision)
 
-They work without torch being imported here.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.charts import Table
-from helpers.models import model
+from helpers.models.catalogue import MINIATURES, model
 
-MINIATURES = Path(__file__).resolve().parent.parent / "data" / "miniatures"
-GIB = 2**30
+INDEX = "model_index.json"
 
 
 class CheckpointError(ValueError):
-    """A kind of weights that does not exist, or a checkpoint folder that is not there or not complete."""
+    """A checkpoint that does not exist or is not complete; the message says what is missing and what to do."""
 
 
-def checkpoint(model_name: str, weights: str = "miniature") -> str:
-    """Returns what `from_pretrained` takes for a model and a kind of weights.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in the diffusers layout: a folder on this machine, or a repository on the Hub at one revision.
+
+    Args:
+        repo: What `from_pretrained` takes: a folder, or a repository's id on the Hub.
+        revision: Branch, tag or commit of the repository; `None` for its main branch. Ignored for a folder.
+
+    Raises:
+        CheckpointError: If `revision` is neither `None` nor a non-empty text.
+    """
+
+    repo: str
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and (not isinstance(self.revision, str) or not self.revision):
+            raise CheckpointError(f"revision={self.revision!r}: give a branch, tag or commit in quotes, or None.")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return Path(self.repo).is_dir()
+
+    def file(self, name: str) -> Path:
+        """Return the path of one file, downloading it first if it is on the Hub and not in the cache.
+
+        Args:
+            name: The file's path inside the checkpoint, `vae/config.json` for example.
+
+        Raises:
+            CheckpointError: If the checkpoint has no such file.
+        """
+        if self.is_local:
+            path = Path(self.repo) / name
+            if not path.is_file():
+                raise CheckpointError(f"{self.repo} is not complete: {name} is missing.")
+            return path
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.repo, name, revision=self.revision))
+        except EntryNotFoundError:
+            raise CheckpointError(
+                f"{self.repo} has no file {name} on the Hub, or the Hub cannot be reached and the file is not in the "
+                "cache: check the name and the connection."
+            ) from None
+
+    def local_folder(self) -> str:
+        """Return the folder that holds the checkpoint on this machine. Downloads nothing.
+
+        Raises:
+            CheckpointError: If the repository has not been downloaded at this revision.
+        """
+        if self.is_local:
+            return self.repo
+        from huggingface_hub import try_to_load_from_cache
+
+        index = try_to_load_from_cache(self.repo, INDEX, revision=self.revision)
+        if not isinstance(index, str):  # None, or a mark that the repository has no such file
+            raise CheckpointError(
+                f"{self.repo} at revision {self.revision or 'main'} is not on this machine: load it first."
+            )
+        return str(Path(index).parent)
+
+    def identity(self, components: Iterable[str] = ("*",)) -> str:
+        """Return a text that distinguishes this checkpoint's weights from any others.
+
+        For a repository, this is its id and commit. If it is not on this machine yet, its small index is downloaded,
+        because only the Hub knows which commit a branch points to. For a folder, it is the path and a hash of its
+        files' names, sizes and modification times.
+
+        Args:
+            components: The components of a folder that count, as glob patterns; all of them by default.
+        """
+        if not self.is_local:
+            # The Hub's cache names its folders after the commit.
+            return f"{self.repo}@{self.file(INDEX).parent.name}"
+        folder = Path(self.repo)
+        files = sorted(file for pattern in components for file in folder.glob(f"{pattern}/*") if file.is_file())
+        states = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return f"{folder.resolve()}@{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"
+
+
+def checkpoint(model_name: str, weights: str = "miniature", revision: str | None = None) -> Checkpoint:
+    """Return the checkpoint of a model for one kind of weights.
 
     Args:
         model_name: A name in `helpers.models.MODELS`.
-        weights: "miniature" for the bundled small checkpoint, "pretrained" for the published weights on the
-            Hub, "dummy" for random weights of the full size, written to a cache on first use (tens of GB, see
-            `helpers.dummies`), or the path of a folder of your own in the diffusers layout.
-
-    Returns:
-        The absolute path of the miniature's or the dummy's folder, the Hub id, or the folder as it was given.
+        weights: "miniature" for the bundled small checkpoint, "pretrained" for the published weights on the Hub,
+            "dummy" for random weights at full size, written to a cache on first use (tens of GB, see
+            `helpers.models.dummies`), or the path of your own folder in the diffusers layout.
+        revision: Branch, tag or commit of the published weights; `None` for the main branch. Ignored for folders.
 
     Raises:
         ValueError: If there is no such model.
-        CheckpointError: If `weights` is none of these, or if the folder is missing or not complete.
+        CheckpointError: If there is no such kind of weights, or if the folder is missing or not complete.
         DummyError: If the disk has no room for a dummy.
     """
     entry = model(model_name)
     if weights == "pretrained":
-        return entry.hub
+        return Checkpoint(entry.hub, revision)
     if weights == "dummy":
-        from helpers.dummies import dummy_folder  # late, because it imports torch
+        from helpers.models.dummies import dummy_folder  # late, because it imports torch
 
-        return str(dummy_folder(entry.name))
+        return Checkpoint(str(dummy_folder(entry.name)), revision)
     if weights == "miniature":
-        if "miniature" not in entry.defaults:
-            raise CheckpointError(f'there is no miniature of {entry.title}: use weights="pretrained".')
-        folder = MINIATURES / entry.name
-        if missing := _missing_files(folder):
-            raise CheckpointError(
-                f"{entry.title}'s miniature is incomplete: data/miniatures/{entry.name} lacks {missing}. "
-                f"Bring it back with `git checkout -- data/miniatures/{entry.name}`, or train it again with "
-                f"`python -m data.make.train {entry.name}`."
-            )
-        return str(folder)
+        return Checkpoint(str(_miniature(entry.name)), revision)
     folder = Path(weights).expanduser()
-    if folder.is_dir():
-        if missing := _missing_files(folder):
-            raise CheckpointError(f"{weights!r} is no complete diffusers checkpoint: {missing} is missing.")
-        return str(weights)
-    raise CheckpointError(
-        f'no weights are called {weights!r}: give "miniature", "pretrained", "dummy" or a diffusers folder.'
-    )
+    if not folder.is_dir():
+        raise CheckpointError(
+            f'no weights are called {weights!r}: give "miniature", "pretrained", "dummy" or a diffusers folder.'
+        )
+    if missing := _missing_file(folder):
+        raise CheckpointError(f"{weights!r} is not a complete diffusers checkpoint: {missing} is missing.")
+    return Checkpoint(str(folder), revision)
 
 
-def _missing_files(folder: Path) -> str:
-    """Returns the first thing that a diffusers folder lacks: its index, a part's folder, or "" for
-    nothing."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return index.name
-    for name, value in json.loads(index.read_text(encoding="utf-8")).items():
-        is_part = isinstance(value, list) and value and value[0] is not None
-        if is_part and not (folder / name).is_dir():
+def _miniature(name: str) -> Path:
+    """Return the folder of a model's miniature, or raise CheckpointError if there is none or it is not complete."""
+    entry, folder = model(name), MINIATURES / name
+    if "miniature" not in entry.defaults:
+        raise CheckpointError(f'there is no miniature of {entry.title}: use weights="pretrained".')
+    if missing := _missing_file(folder):
+        raise CheckpointError(
+            f"{entry.title}'s miniature is incomplete: data/miniatures/{name} lacks {missing}. Restore it with "
+            f"`git checkout -- data/miniatures/{name}`, or train it again with "
+            f"`python -m data.make.miniatures.train {name}`."
+        )
+    return folder
+
+
+def _missing_file(folder: Path) -> str:
+    """Return the first thing a diffusers folder lacks, its index or a component's folder, or "" if complete."""
+    if not (folder / INDEX).is_file():
+        return INDEX
+    for name, value in json.loads((folder / INDEX).read_text(encoding="utf-8")).items():
+        is_component = isinstance(value, list) and value and value[0] is not None
+        if is_component and not (folder / name).is_dir():
             return f"{name}/"
     return ""
-
-
-def local_folder(repo: str, revision: str | None = None) -> str:
-    """Returns the folder in which a checkpoint lies on this machine. Nothing is downloaded.
-
-    Args:
-        repo: What `from_pretrained` takes: a repository on the Hub, or a folder, which is returned as it is.
-        revision: Branch, tag or commit of the repository; `None` for its main branch.
-
-    Raises:
-        CheckpointError: If the repository has not been downloaded at this revision.
-    """
-    if Path(repo).is_dir():
-        return repo
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(repo, "model_index.json", revision=revision)
-    if not isinstance(index, str):  # None, or a mark that the repository has no such file
-        raise CheckpointError(f"{repo} at revision {revision or 'main'} is not on this machine: load it first.")
-    return str(Path(index).parent)
-
-
-def identity(repo: str, revision: str | None = None, parts: Iterable[str] = ("*",)) -> str:
-    """Returns what tells a checkpoint from others: its repository and commit, or its folder's files as they are now.
-
-    Of a repository that is not on this machine yet, its small index is downloaded: the Hub knows a branch's commit.
-
-    Args:
-        repo, revision: As for `local_folder`.
-        parts: Folders in it that count, as patterns; all by default.
-    """
-    folder = Path(repo)
-    if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
-
-        index = hf_hub_download(repo, "model_index.json", revision=revision)
-        return f"{repo}@{Path(index).parent.name}"  # the cache of the Hub names its folders by the commit
-    files = sorted(file for part in parts for file in folder.glob(f"{part}/*") if file.is_file())
-    states = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return f"{folder.resolve()}@{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"
-
-
-@dataclass(frozen=True)
-class PartSize:
-    """Size of one loaded part: its class, parameters, GiB (buffers included), data types and device."""
-
-    name: str
-    class_name: str
-    parameters: int
-    gib: float
-    dtype: str
-    device: str
-
-
-@dataclass(frozen=True, repr=False)
-class PartSizes:
-    """A table of `PartSize` rows that shows itself as text and as HTML."""
-
-    rows: tuple[PartSize, ...]
-
-    @property
-    def gib(self) -> float:
-        """GiB of all parts together."""
-        return sum(row.gib for row in self.rows)
-
-    def _table(self) -> Table:
-        rows = [
-            (r.name, r.class_name, f"{r.parameters / 1e6:,.1f}", f"{r.gib:.2f}", r.dtype, r.device)
-            for r in self.rows
-        ]
-        millions = sum(r.parameters for r in self.rows) / 1e6
-        rows.append(("all", "", f"{millions:,.1f}", f"{self.gib:.2f}", "", ""))
-        return Table("Parts", ("part", "class", "million parameters", "GiB", "dtype", "device"), rows)
-
-    def __repr__(self) -> str:
-        return repr(self._table())
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return self._table()._repr_mimebundle_()
-
-
-def part_sizes(parts: Mapping[str, object]) -> PartSizes:
-    """Lists the size of each loaded part, as it is held in memory now.
-
-    Args:
-        parts: `torch.nn.Module` by name, `pipe.components` for example. What holds no weights (a tokenizer, a
-            scheduler, `None`) is left out.
-
-    Returns:
-        A table with a row for each part, in the given order, and their sum.
-    """
-    rows = []
-    for name, part in parts.items():
-        if not hasattr(part, "parameters"):
-            continue
-        weights = list(part.parameters())
-        tensors = weights + list(part.buffers())
-        rows.append(
-            PartSize(
-                name=name,
-                class_name=type(part).__name__,
-                # A GGUF parameter is a tensor of packed bytes; the number of weights in them is in
-                # `quant_shape`.
-                parameters=sum(math.prod(getattr(w, "quant_shape", w.shape)) for w in weights),
-                gib=sum(t.numel() * t.element_size() for t in tensors) / GIB,
-                dtype=" + ".join(sorted({str(w.dtype).removeprefix("torch.") for w in weights})),
-                device=" + ".join(sorted({str(w.device) for w in weights})),
-            )
-        )
-    return PartSizes(tuple(rows))

@@ -1,18 +1,22 @@
-"""What can go wrong with a request to the Hugging Face Hub, and what a reader does about it."""
+"""What can go wrong with a request to the Hugging Face Hub, and what the reader can do about it."""
 
 from __future__ import annotations
 
 
+class DownloadError(RuntimeError):
+    """The weights cannot be downloaded, or do not fit on this machine; the message says what to do."""
+
+
 def http_errors() -> tuple[type[Exception], ...]:
-    """What a request to the Hub may raise."""
+    """Return the exception types that a request to the Hub may raise."""
     from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    # The base class is that of the HTTP library in use: httpx or httpx2, by the version of huggingface_hub.
+    # The first is the base class of the HTTP library in use: httpx or httpx2, depending on huggingface_hub's version.
     return (HfHubHTTPError.__bases__[0], DryRunError, LocalEntryNotFoundError, OfflineModeIsEnabled)
 
 
 def advice(error: Exception, repo: str, revision: str | None) -> tuple[str, str]:
-    """What went wrong with the Hub, and what to do about it."""
+    """Return what went wrong with a request for `repo` at `revision`, and what to do about it."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.DryRunError | errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -46,12 +50,12 @@ def advice(error: Exception, repo: str, revision: str | None) -> tuple[str, str]
     if status in (401, 403):
         return f"the Hub refused your token ({status})", f"log in again with `hf auth login`, {miniature}."
     if status is not None:
-        outages = "https://status.huggingface.co tells of outages"
-        return f"the Hub answered {status}", f"try again in some minutes ({outages}), {miniature}."
+        outages = "https://status.huggingface.co reports outages"
+        return f"the Hub answered {status}", f"try again in a few minutes ({outages}), {miniature}."
     reason = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
     return reason, f"check the connection, {miniature}."
 
 
 def page(repo: str) -> str:
-    """The repository's page. Licences are accepted there also where HF_ENDPOINT names a mirror."""
+    """Return the URL of the repository's page. Licences are accepted there even if HF_ENDPOINT names a mirror."""
     return f"https://huggingface.co/{repo}"

@@ -1,14 +1,14 @@
-"""A text encoder's weights, read from their files while it works: for machines with less RAM than the encoder needs.
+"""A text encoder's weights, read from disk while it runs: for machines with less RAM than the encoder needs.
 
-    weights = WeightFiles(repo, "text_encoder", revision=revision)
-    with torch.device("meta"):  # shapes without numbers
+    weights = LazyWeights(checkpoint, "text_encoder")
+    with torch.device("meta"):  # shapes without values
         encoder = UMT5EncoderModel(UMT5Config.from_json_file(weights.config)).eval()
     encoder.set_input_embeddings(weights.rows("shared.weight"))
     attach_align_device_hook(encoder, execution_device=torch.device("cpu"), offload=True, weights_map=weights)
 
-The hooks are those of accelerate's sequential offload: before a layer runs they take its tensors from `weights_map`,
-in the data type that the model was built in, and afterwards they let go of them. The lessons on LTX-Video and Wan2.2
-use it. Files are opened for one tensor at a time, because pages of an open file count as RAM once they are read.
+The hooks are those of accelerate's sequential offload. Before a layer runs, they read its tensors from `weights_map`
+and cast them to the data type the model was built in; afterwards they drop them. A file is open only while one tensor
+is read, because the pages of an open file count as RAM once they have been read.
 """
 
 from __future__ import annotations
@@ -18,44 +18,41 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from helpers.checkpoints import CheckpointError
+from helpers.models.checkpoints import Checkpoint, CheckpointError
 
 SINGLE = "model.safetensors"
 
 
-class WeightFiles(Mapping[str, torch.Tensor]):
-    """The tensors of one part of a checkpoint by name, each read from its safetensors file when it is asked for.
+class LazyWeights(Mapping[str, torch.Tensor]):
+    """The tensors of one component by name, each read from its safetensors file on access.
 
     Args:
-        repo: What `from_pretrained` takes: a folder in the diffusers layout, or a repository on the Hub, whose files
-            are downloaded as far as they are not here.
-        part: The part's folder in it, `text_encoder` for example.
-        revision: Branch, tag or commit of the repository; `None` for its main branch.
+        checkpoint: The checkpoint; files on the Hub are downloaded if they are not on this machine.
+        component: The component's folder in it.
 
     Attributes:
-        config: The path of the part's `config.json`.
+        config: The path of the component's `config.json`.
 
     Raises:
-        CheckpointError: If a file is missing, cut off, or lacks a tensor that the index promises.
+        CheckpointError: If a file is missing or truncated, or lacks a tensor that the index lists.
     """
 
-    def __init__(self, repo: str, part: str = "text_encoder", revision: str | None = None) -> None:
-        self._repo, self._part, self._revision = repo, part, revision
-        self.config = self._path("config.json")
+    def __init__(self, checkpoint: Checkpoint, component: str = "text_encoder") -> None:
+        self.config = checkpoint.file(f"{component}/config.json")
         try:
-            index = json.loads(self._path(f"{SINGLE}.index.json").read_text(encoding="utf-8"))["weight_map"]
-        except CheckpointError:  # small enough for one file
-            index = None
-        names = sorted(set(index.values())) if index else [SINGLE]
-        holders = {tensor: (path, name) for name in names for path in [self._path(name)] for tensor in _tensors(path)}
-        lacking = sorted((index or {}).keys() - holders.keys())
-        if lacking:
-            raise CheckpointError(f"{repo}: {part}/{index[lacking[0]]} lacks {lacking[0]}: fetch it again.")
-        self._paths = {tensor: path for tensor, (path, _) in holders.items()}
+            index_path = checkpoint.file(f"{component}/{SINGLE}.index.json")
+        except CheckpointError:  # small enough for a single file
+            index, names = {}, [SINGLE]
+        else:
+            index = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(index.values()))
+        paths = [checkpoint.file(f"{component}/{name}") for name in names]
+        self._paths = {tensor: path for path in paths for tensor in _tensors(path)}
+        if lacking := sorted(index.keys() - self._paths.keys()):
+            tensor = lacking[0]
+            raise CheckpointError(f"{checkpoint.repo}: {component}/{index[tensor]} lacks {tensor}: download it again.")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with safe_open(self._paths[name], "pt") as file:
@@ -67,31 +64,20 @@ class WeightFiles(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def rows(self, name: str, dtype: torch.dtype = torch.float32) -> Rows:
-        """The matrix `name` as an embedding that reads only the rows it is asked for."""
-        return Rows(self._paths[name], name, dtype)
-
-    def _path(self, name: str) -> Path:
-        if Path(self._repo).is_dir():
-            path = Path(self._repo) / self._part / name
-            if not path.is_file():
-                raise CheckpointError(f"{self._repo} is not complete: {self._part}/{name} is missing.")
-            return path
-        try:
-            return Path(hf_hub_download(self._repo, f"{self._part}/{name}", revision=self._revision))
-        except EntryNotFoundError:
-            raise CheckpointError(f"{self._repo} has no file {self._part}/{name} on the Hub, or not here.") from None
+    def rows(self, name: str, dtype: torch.dtype = torch.float32) -> LazyRows:
+        """Return the matrix `name` as an embedding that reads only the rows it needs."""
+        return LazyRows(self._paths[name], name, dtype)
 
 
-class Rows(torch.nn.Module):
-    """An embedding whose matrix stays in its safetensors file: a vocabulary is large, and a prompt is short."""
+class LazyRows(torch.nn.Module):
+    """An embedding whose matrix stays in its safetensors file, because a vocabulary is large and a prompt short."""
 
     def __init__(self, path: Path, name: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.path, self.name, self.dtype = path, name, dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings [..., channels] of token ids [...]."""
+        """Return the embeddings [..., channels] of token ids [...]."""
         wanted, places = ids.unique(return_inverse=True)
         with safe_open(self.path, "pt") as file:
             matrix = file.get_slice(self.name)
@@ -100,9 +86,9 @@ class Rows(torch.nn.Module):
 
 
 def _tensors(path: Path) -> list[str]:
-    """Names of the tensors in a file. Its header alone is read, and held against the file's length."""
+    """Names of the tensors in a file. Only its header is read, and checked against the file's length."""
     try:
         with safe_open(path, "pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): fetch it again.") from None
+        raise CheckpointError(f"{path} is damaged ({error}): download it again.") from None
