@@ -64,16 +64,8 @@ def stitch(
     return Clip(frames, clip.fps, name=f"{clip.name}, continued")
 
 
-def carry_grain(frames: np.ndarray, last_frame: np.ndarray, at: int = 0) -> np.ndarray:
-    """Give frames the fine grain that the VAE lost, wherever nothing has moved. Lesson 01 introduces it.
-
-    Args:
-        frames: `np.uint8` [T, H, W, 3], as the model made them; frame `at` is its version of `last_frame`.
-        last_frame: `np.uint8` [H, W, 3], the clip's last frame at the model's size.
-
-    Returns:
-        `np.uint8` [T, H, W, 3].
-    """
+def carry_grain(frames, last_frame, at=0):
+    """Frames [T, H, W, 3] with the grain that frame `at` lacks compared with `last_frame`, where nothing moved."""
     lost = last_frame.astype("float32") - frames[at]
     change = np.abs(frames.astype("float32") - frames[at]).max(axis=-1, keepdims=True)
     return (frames + np.exp(-((change / 8) ** 2)) * lost).clip(0, 255).round().astype("uint8")

@@ -6,7 +6,7 @@
     lesson.environment(settings)                       # the machine, compared with the budgets
 
 Lesson 01 writes out and explains `encoder_from_files`, `offload_sequentially`, `offload_in_groups`, `cap_vram`,
-`measure`, `generate` and `carry_grain`; the later lessons import them from here. A test keeps the two equal.
+`measure_mode`, `generate` and `carry_grain`; the later lessons import them from here. A test keeps the two equal.
 """
 
 from helpers.faces import late
@@ -14,11 +14,11 @@ from helpers.faces import late
 __all__, __getattr__, __dir__ = late(__name__, {
     "values": ("ParameterError", "inside", "one_of", "whole"),
     "parameters": ("ENCODE_WAYS", "Settings", "resolve"),
-    "machine": ("Environment", "EnvironmentProblem", "environment"),
+    "machine": ("Environment", "EnvironmentProblem", "environment", "quiet_libraries"),
     "kernels": ("use_onednn",),
     "cache": ("CachedEmbeddings", "SavedLatents"),
     "prompts": ("encoder_from_files", "prompt_cut"),
     "offloading": ("offload_in_groups", "offload_sequentially"),
-    "running": ("cap_vram", "generate", "measure"),
-    "results": ("against_truth", "save_clip", "true_frames"),
+    "running": ("cap_vram", "generate", "measure_mode", "start_device"),
+    "results": ("against_truth", "record_run", "save_clip", "true_frames"),
 })

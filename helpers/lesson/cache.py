@@ -79,7 +79,7 @@ class SavedLatents:
     """
 
     def __init__(self, path: str | Path, inputs: Mapping[str, object], **more: object) -> None:
-        self.path, self.notes = Path(path), {}
+        self.path, self.notes, self._found = Path(path), {}, False
         digest = hashlib.sha256()
         for name, value in sorted({**inputs, **more}.items()):
             digest.update(f"{name}: {_kind(value)}\n".encode() + _content(value))
@@ -92,7 +92,7 @@ class SavedLatents:
                 metadata = file.metadata() or {}
                 if metadata.get("made_from") != self._made_from:
                     return None
-                self.notes = json.loads(metadata["notes"])
+                self.notes, self._found = json.loads(metadata["notes"]), True
                 return file.get_tensor("latents").clone()  # the file may be replaced while the tensor is in use
         except (OSError, SafetensorError):
             return None
@@ -104,6 +104,16 @@ class SavedLatents:
             save_file({"latents": latents.detach().cpu().contiguous()}, temporary, metadata)
         self.notes = notes
         return self.path
+
+    def __repr__(self) -> str:
+        if not self.notes:
+            return f"no latents in {self.path.name} match this run"
+        found = "loaded, not recomputed" if self._found else "saved"
+        denoise = self.notes["meter"]["phases"][-1]["seconds"]
+        return (
+            f"{self.path.name}: {found}; made in mode {self.notes['offload']} in {denoise:.1f} s, "
+            f"{self.notes['step_seconds']:.2f} s per step"
+        )
 
 
 def _kind(value: object) -> str:

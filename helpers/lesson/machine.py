@@ -134,3 +134,14 @@ def _version(package: str) -> str:
 def _release(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: (0, 42) for "0.42.1.dev0"; () for a missing package."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def quiet_libraries() -> None:
+    """Switch off the loading bars of diffusers and transformers, but not those of downloads."""
+    import diffusers
+    import transformers
+    from huggingface_hub.utils import enable_progress_bars
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    enable_progress_bars()  # transformers switches these off together with its own

@@ -7,7 +7,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 from diffusers.hooks import apply_group_offloading
 
-from helpers.measure.meter import release
+from helpers.measure.memory import release
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 

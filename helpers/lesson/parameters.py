@@ -72,6 +72,19 @@ class Settings:
     resample: str = "nearest"
 
     @property
+    def size(self) -> dict[str, int]:
+        """`width`, `height` and `num_frames`, as the pipelines and the forecasts take them."""
+        return {"width": self.width, "height": self.height, "num_frames": self.num_frames}
+
+    @property
+    def real_size(self) -> dict[str, int]:
+        """The same for the real model: with a miniature its default size, else the size of this run."""
+        if self.weights != "miniature":
+            return self.size
+        real = self.model.defaults["pretrained"]
+        return {"width": real.width, "height": real.height, "num_frames": real.num_frames}
+
+    @property
     def guidance(self) -> bool:
         """Whether classifier-free guidance is on."""
         return self.guidance_scale > 1

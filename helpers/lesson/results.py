@@ -1,6 +1,9 @@
-"""Finish a lesson: save the longer clip, and compare the new frames with what really came next."""
+"""Finish a lesson: save the longer clip and the record, and compare the new frames with what really came next."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -10,7 +13,11 @@ from helpers.clips.joining import psnr
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth
 from helpers.clips.writing import write
+from helpers.lesson.cache import SavedLatents
 from helpers.lesson.parameters import Settings
+from helpers.measure.comparison import ModeRun
+from helpers.measure.meter import VRAMMeter
+from helpers.measure.records import record, save
 
 
 def save_clip(longer: Clip, source: Clip, settings: Settings) -> None:
@@ -59,3 +66,44 @@ def against_truth(new: np.ndarray, source: Clip, past: Clip, fps: float, setting
         frozen = past.frames[-1:].repeat(len(truth), axis=0)
         print(f"PSNR {psnr(new[: len(truth)], truth):.1f} dB; last frame frozen {psnr(frozen, truth):.1f} dB")
     return side_by_side(rows, count=4, height=140)
+
+
+def record_run(
+    settings: Settings,
+    runs: Sequence[ModeRun],
+    saved: SavedLatents,
+    *,
+    decode: VRAMMeter,
+    encode_prompt: VRAMMeter | None = None,
+    **extra: object,
+) -> Path:
+    """Write the record of the run, `run.json`, into the lesson's folder.
+
+    Args:
+        runs: The modes that were compared.
+        saved: The latents of the run; their notes say which mode made them, and what the meter measured.
+        encode_prompt, decode: The meters of these stages.
+        extra: More keys for the record.
+
+    Returns:
+        The path of `run.json`.
+    """
+    notes = saved.notes
+    meters = {"encode_prompt": encode_prompt, "generate": notes["meter"], "decode": decode}
+    chosen = next(run for run in runs if run.offload == notes["offload"])
+    stages = {"denoise": notes["meter"]["phases"][-1]["seconds"], "decode": decode.seconds}
+    if encode_prompt is not None:
+        stages = {"encode_prompt": encode_prompt.seconds, **stages}
+    made = record(
+        settings,
+        offload=notes["offload"],
+        modes=runs,
+        chosen=chosen,
+        meters={stage: meter for stage, meter in meters.items() if meter is not None},
+        step_seconds=notes["step_seconds"],
+        stages=stages,
+        forecast=chosen.forecast_gib,
+        vram_cap_gib=None if decode.peak_allocated_gib is None else settings.vram_budget_gb,
+        **extra,
+    )
+    return save(made, settings.folder / "run.json")

@@ -1,4 +1,4 @@
-"""Measure the offload modes and generate. Lesson 01 writes these functions out and explains them."""
+"""Measure the offload modes, and generate. Lesson 01 writes these functions out and explains them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from contextlib import suppress
 
 import torch
 
+from helpers.lesson.kernels import use_onednn
 from helpers.measure.comparison import ModeRun
-from helpers.measure.meter import VRAMMeter, release
+from helpers.measure.memory import release
+from helpers.measure.meter import VRAMMeter
+
+
+def start_device(vram_budget_gb):
+    """Choose the device, "cuda" or "cpu", and cap the process at `vram_budget_gb` GiB of the GPU (`None`: no cap)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        use_onednn()  # PyTorch's default kernel for small 3D convolutions is several times slower
+    cap_vram(vram_budget_gb)
+    print(f"running on {device}")
+    return device
 
 
 def cap_vram(gib):
@@ -17,34 +29,35 @@ def cap_vram(gib):
         torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or gpu_gib) / gpu_gib))
 
 
-def measure(mode, prepare, denoise, forecasts, budget_gb, baseline=None):
-    """Take two denoising steps in an offload mode, inside a meter; return them as a `ModeRun`.
+def measure_mode(mode, prepare, denoise, forecasts, budget_gb, runs):
+    """Take two denoising steps in an offload mode, inside a meter, and append what was measured to `runs`.
 
-    `prepare(mode)` gives a fresh pipeline, and `denoise(pipe, steps)` latents and the seconds of a step. The mode
-    "none" is the baseline: it runs without the cap of `budget_gb`, and the latents of `baseline` are compared.
+    `prepare(mode)` returns a fresh pipeline; `denoise(pipe, steps)` returns latents and the seconds of a step. The
+    latents are compared with those of the baseline, the first run that has any. The mode "none" runs without the cap.
     """
     cap_vram(None if mode == "none" else budget_gb)
     expected, advice = forecasts[mode].denoising_peak_gib, forecasts.advice(mode, budget_gb)
     latents = step_seconds = pipe = None
-    with suppress(torch.OutOfMemoryError), VRAMMeter(
-        mode, budget_gb=budget_gb, forecast=expected, advice=advice
-    ) as meter:
+    meter = VRAMMeter(mode, budget_gb=budget_gb, forecast=expected, advice=advice)
+    with suppress(torch.OutOfMemoryError), meter:
         pipe = prepare(mode)
         meter.mark("denoise")
         latents, step_seconds = denoise(pipe, steps=2)
     del pipe
     release()
-    run = ModeRun.from_meter(mode, meter, step_seconds=step_seconds, latents=latents, baseline=baseline)
-    measured = f"{run.peak_allocated_gib:.3f} GiB" if run.peak_allocated_gib else "no GPU here"
+    baseline = next((run.latents for run in runs if run.latents is not None), latents)
+    runs.append(ModeRun.from_meter(
+        mode, meter, phase="denoise", step_seconds=step_seconds, latents=latents, baseline=baseline,
+    ))
+    measured = f"{meter.peak_allocated_gib:.3f} GiB" if meter.peak_allocated_gib else "no GPU here"
     print(f"{mode}: forecast on a GPU {expected:.3f} GiB, measured {measured}")
-    return run
 
 
 def generate(prepare, denoise, settings, forecasts, saved):
     """Denoise in the chosen mode, or in a lighter one if memory runs out, and save the latents at once.
 
-    `saved` are the `SavedLatents` of this run: latents found there are returned, and nothing is computed again. Its
-    notes say which mode made them, and what the meter measured.
+    `saved` are the `SavedLatents` of this run: latents found there are returned, and nothing is recomputed. Its notes
+    say which mode made them, and what the meter measured.
     """
     cap_vram(settings.vram_budget_gb)
     latents = saved.load()

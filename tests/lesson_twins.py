@@ -1,0 +1,44 @@
+"""Count the code lines of lessons 01 to 05, and how many have a twin in another of these lessons.
+
+    python -m tests.lesson_twins
+
+A line is a non-blank line of a code cell without its indentation. Its twin is the same line in another lesson. Lines
+without a letter, such as a closing bracket, count as lines but never as twins.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+LESSONS = ("01_ltx_video", "02_wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf", "04_stable_video_diffusion",
+           "05_cogvideox_5b_i2v")  # fmt: skip
+
+
+def code_lines(path: Path) -> list[str]:
+    """The non-blank lines of a notebook's code cells, without indentation."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = (line.strip() for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines())
+    return [line for line in lines if line]
+
+
+def twins(lessons: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The lines of each lesson that stand in another lesson, too."""
+    found = {}
+    for name, lines in lessons.items():
+        others = {line for other, their in lessons.items() if other != name for line in their}
+        found[name] = [line for line in lines if line in others and any(map(str.isalpha, line))]
+    return found
+
+
+def main() -> None:
+    lessons = {name: code_lines(NOTEBOOKS / f"{name}.ipynb") for name in LESSONS}
+    shared = twins(lessons)
+    for name, lines in lessons.items():
+        print(f"{name:28}{len(lines):5} code lines, {len(shared[name]):4} with a twin")
+    total, same = (sum(map(len, one.values())) for one in (lessons, shared))
+    print(f"{'together':28}{total:5} code lines, {same:4} with a twin: {100 * same / total:.0f} %")
+
+
+if __name__ == "__main__":
+    main()
