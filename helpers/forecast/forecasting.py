@@ -1,47 +1,34 @@
-"""How much VRAM and RAM a model will need, and how long a step will take, before anything is downloaded.
+"""Forecast how much VRAM and RAM a model needs, and how long a step takes, before anything is downloaded.
 
-    python -m helpers.forecast wan22_i2v_a14b --width 1280 --height 720 --num-frames 81
-
-    from helpers.forecast import forecast, forecasts
     forecast("wan22_i2v_a14b", offload="group_leaf", width=1280, height=720, num_frames=81)
     forecasts("ltx_video", width=768, height=512, num_frames=121)  # all five modes
 
-Each stage's real forward runs on torch's `meta` device, where tensors have shapes but no numbers; a tape follows
-every storage's life (`helpers.tape`), and the offload mode's own rules say which weights are on the card at each moment
-(`helpers.placement`). The largest sum is the peak. It takes seconds, needs no GPU, and no weights.
+Each stage's real forward runs on torch's `meta` device, where tensors have shapes but no data. A tape follows every
+storage (`helpers.forecast.tape`), and the rules of the offload mode tell which weights are on the GPU at each moment
+(`helpers.forecast.placement`). The highest sum is the peak. This takes seconds, and neither a GPU nor weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from helpers import cards
-from helpers.architecture import Architecture, ArchitectureError
-from helpers.cards import DEFAULT_CARD, Card
-from helpers.checks import OFFLOAD_MODES
-from helpers.forecast_result import GIB, Forecast, Forecasts, Stage
-from helpers.models import MODELS, model
-from helpers.placement import Placement, module_bytes, ram_bytes
-from helpers.replay import remembering
-from helpers.stages import Request, RequestError, stages
-from helpers.tape import Tape
+from helpers.forecast import gpus
+from helpers.forecast.pipelines import stages
+from helpers.forecast.pipelines.base import Request, RequestError, Stages
+from helpers.forecast.placement import Placement
+from helpers.forecast.ram import ram_gib
+from helpers.forecast.recording import Recording, architecture, record
+from helpers.forecast.result import Forecast, Forecasts
+from helpers.forecast.stage import STAGES, Stage
+from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+from helpers.units import GIB
 
-# What a stage depends on besides size and frames. A tape is recorded once for all requests that differ elsewhere.
-STAGE_OPTIONS = {
-    "encode_image": ("tiling",),
-    "denoise": ("guidance", "chunking"),
-    "decode": ("tiling", "decode_chunk_size"),
-}
-# Python, torch, diffusers and a CUDA context in RAM: the process of data/measurements/ltx_video_miniature_h200.json.
-PROCESS_GIB = 2.0
+POINTS = 400  # of each stage's timeline
 GGUF_SEQUENTIAL = (
     "sequential offload sends every weight through the meta device, where a GGUF weight loses its quantisation type "
     "(huggingface/diffusers issue 14691)"
@@ -63,41 +50,47 @@ def forecasts(
     use_stream: bool = True,
     record_stream: bool = True,
     low_cpu_mem_usage: bool = False,
-    vae_home: bool = True,
-    card: str | Card = DEFAULT_CARD,
+    offload_vae: bool = True,
+    gpu: str | gpus.GPU = gpus.DEFAULT_GPU,
     modes: tuple[str, ...] = OFFLOAD_MODES,
 ) -> Forecasts:
     """Forecast several offload modes of one model and size.
 
     Args:
-        checkpoint: A name in `helpers.models.MODELS`, or a folder in the diffusers layout of a member of these
-            families; weights need not be there.
+        checkpoint: A name in `helpers.models.MODELS`, or a folder in the diffusers layout that holds a member of these
+            families, with or without weights.
         width, height: Pixels.
-        num_frames: Frames, the given one included.
+        num_frames: Frames, including the given one.
         guidance: Whether classifier-free guidance is on.
         quantization: GGUF type of the denoisers' matrices ("Q4_K"), "none", or `None` for the checkpoint's own.
-        dtype: Of all that goes to the card; `None` for what the lessons load.
+        dtype: Data type of every component on the GPU, or `None` for the one that the lessons load each in.
         tiling: Whether the VAE works in tiles, where it can.
         chunking, decode_chunk_size: The SVD UNet's forward chunking, and the frames that its decoder takes at once.
         use_stream, record_stream, low_cpu_mem_usage: Options of group offload.
-        vae_home: Whether the VAE, and SVD's CLIP, leave the card while the denoiser works in groups, as in the lessons.
-        card: A name in `helpers.cards.CARDS`, or a `Card`, for the estimated seconds.
+        offload_vae: Whether the VAE, and SVD's CLIP, are offloaded while the denoiser works in groups, as in the
+            lessons.
+        gpu: A name in `helpers.forecast.GPUS`, or a `GPU`. Its rates are for the estimated seconds.
         modes: Which offload modes.
 
     Raises:
-        ArchitectureError: If there is no such checkpoint, or of no supported family.
-        RequestError: If the model cannot make this size or number of frames; the message names the nearest.
-        ValueError: If a mode or a card does not exist.
+        ArchitectureError: If there is no such checkpoint, or its family is not supported.
+        RequestError: If the model cannot make this size or number of frames, or a mode does not exist; the message
+            names the valid values.
+        ValueError: If there is no such GPU.
     """
     for mode in modes:
         if mode not in OFFLOAD_MODES:
             raise RequestError(f"offload={mode!r}: there are {', '.join(OFFLOAD_MODES)}.")
-    device = cards.card(card)
+    device = gpus.gpu(gpu)
     request = Request(width, height, num_frames, guidance, tiling, chunking, decode_chunk_size)
-    recorded = _record(str(checkpoint), quantization, dtype, request)
-    clocks = {name: device.clock(tape) for name, tape in recorded.tapes.items()}
-    groups = _GroupOffload(use_stream, record_stream, low_cpu_mem_usage, vae_home)
-    return Forecasts({mode: _forecast(recorded, mode, device, clocks, groups) for mode in modes})
+    steps = stages(architecture(checkpoint, quantization, dtype), request)
+    recordings = {stage: record(steps, stage) for stage in STAGES}
+    rates = device.rates
+    clocks = {stage: None if rates is None else rates.clock(one.tape) for stage, one in recordings.items()}
+    title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
+    work = _Work(str(checkpoint), title, steps, recordings, device, clocks)
+    options = _GroupOffload(use_stream, record_stream, low_cpu_mem_usage, offload_vae)
+    return Forecasts({mode: _forecast(work, mode, options) for mode in modes})
 
 
 def forecast(checkpoint: str | Path, *, offload: str, **options) -> Forecast:
@@ -110,140 +103,97 @@ class _GroupOffload:
     use_stream: bool
     record_stream: bool
     low_cpu_mem_usage: bool
-    vae_home: bool
+    offload_vae: bool
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """The tapes of one model and size; they are the same in every offload mode."""
+class _Work:
+    """What is the same in every offload mode. `clocks` has seconds by event, or `None` without rates."""
 
-    name: str
-    arch: Architecture
-    request: Request
-    tapes: Mapping[str, Tape]
-    upcasts: Mapping[str, int]  # bytes that casting a part for a stage adds to its weights
-    left_out: tuple[str, ...]
-
-
-_architecture = lru_cache(maxsize=4)(Architecture)  # building 14 billion parameters takes a second, even without memory
+    checkpoint: str
+    title: str
+    steps: Stages
+    recordings: Mapping[str, Recording]
+    gpu: gpus.GPU
+    clocks: Mapping[str, np.ndarray | None]
 
 
-def _record(checkpoint: str, quantization: str | None, dtype: torch.dtype | None, request: Request) -> _Recorded:
-    arch = _architecture(checkpoint, quantization, dtype)
-    left_out = stages(arch, request).left_out  # and the request is one that the model can answer
-    tapes, upcasts = {}, {}
-    for name, options in STAGE_OPTIONS.items():
-        seen = {option: getattr(request, option) for option in options}
-        tapes[name], upcasts[name] = _tape(
-            arch, name, Request(request.width, request.height, request.num_frames, **seen)
-        )
-    title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
-    return _Recorded(title, arch, request, tapes, upcasts, tuple(filter(None, [left_out])))
-
-
-@lru_cache(maxsize=48)
-def _tape(arch: Architecture, stage: str, request: Request) -> tuple[Tape, int]:
-    """One stage's tape, and the bytes that casting a part for it adds to its weights."""
-    steps = stages(arch, request)
-    parts = [arch.part(name) for name in arch.on_card]
-    tape, usual = Tape(), sum(map(module_bytes, parts))
-    with steps.prepared(stage):
-        for part in parts:
-            tape.keep(part)
-        with tape, remembering(tape, *steps.alike()):
-            getattr(steps, stage)()
-        return tape, sum(map(module_bytes, parts)) - usual
-
-
-def _forecast(recorded: _Recorded, offload: str, device: Card, clocks: Mapping, groups: _GroupOffload) -> Forecast:
-    arch, request = recorded.arch, recorded.request
-    parts = {name: arch.part(name) for name in arch.on_card}
-    placement = Placement(parts, offload, groups.use_stream, groups.vae_home)
-    paths = {
-        module: f"{name}.{path}".rstrip(".") for name, part in parts.items() for path, module in part.named_modules()
-    }
-    fails = GGUF_SEQUENTIAL if offload == "sequential" and arch.quantization else ""
+def _forecast(work: _Work, offload: str, options: _GroupOffload) -> Forecast:
+    arch = work.steps.arch
+    placement = Placement(
+        {name: arch.component(name) for name in arch.on_gpu}, offload, options.use_stream, options.offload_vae
+    )
     done = {}
-    for name, tape in recorded.tapes.items():
-        weights = placement.weights(tape)
-        if offload != "sequential":  # there the part is cast in RAM, and is on the card a layer at a time
-            weights += recorded.upcasts[name]
-        clock = clocks[name]
-        seconds = placement.seconds(tape, weights, clock, device)
-        done[name] = _stage(name, tape, weights, clock, seconds, paths, device)
+    for name, recording in work.recordings.items():
+        done[name] = _stage(name, recording, placement, work.gpu, work.clocks[name])
         if name == "denoise":
-            placement.on_card.clear()  # the pipeline's call ends here, and sends everything home
-    ram = {
-        moment: PROCESS_GIB + size / GIB
-        for moment, size in ram_bytes(arch, placement, request, groups.low_cpu_mem_usage).items()
-    }
-    step = recorded.tapes["denoise"]
-    notes = list(recorded.left_out)
-    if swap := placement.swap_seconds(device):
-        notes.append(f"once a clip the two experts change places on the card: about {swap:.2g} s")
-    if placement.use_stream and not groups.record_stream:
-        notes.append("record_stream=False adds a host wait for each group, which is not in the seconds")
+            placement.end_call()
+    denoise, clock = work.recordings["denoise"].tape, work.clocks["denoise"]
     return Forecast(
-        recorded.name, offload, request, device, done, max(ram.values()), ram, placement.travel(step).to_card / GIB,
-        float(step.flops.sum()) / 1e12, done["denoise"].seconds, float(clocks["denoise"][-1]), fails, tuple(notes),
-    )  # fmt: skip
+        model=work.title,
+        checkpoint=work.checkpoint,
+        offload=offload,
+        request=work.steps.request,
+        gpu=work.gpu,
+        quantization=arch.quantization,
+        stages=done,
+        ram=ram_gib(arch, placement, work.steps.request, options.low_cpu_mem_usage),
+        moved_gib=placement.travel(denoise).to_gpu / GIB,
+        tflops=float(denoise.flops.sum()) / 1e12,
+        step_seconds=done["denoise"].seconds,
+        resident_step_seconds=None if clock is None else float(clock[-1]),
+        fails=GGUF_SEQUENTIAL if offload == "sequential" and arch.quantization else "",
+        left_out=tuple(_left_out(work, placement, options)),
+    )
 
 
-def _stage(name, tape, weights, clock, seconds, paths, device) -> Stage:
+def _left_out(work: _Work, placement: Placement, options: _GroupOffload) -> list[str]:
+    notes = [work.steps.left_out] if work.steps.left_out else []
+    if placement.swaps_experts:
+        rates = work.gpu.rates
+        about = "" if rates is None else f": about {placement.swap_seconds(rates):.2g} s"
+        notes.append(f"the two experts are swapped on the GPU once per clip{about}")
+    if placement.use_stream and not options.record_stream:
+        notes.append("record_stream=False adds a host wait for each group, which is not in the seconds")
+    return notes
+
+
+def _stage(name: str, recording: Recording, placement: Placement, gpu: gpus.GPU, clock: np.ndarray | None) -> Stage:
+    tape, weights = recording.tape, placement.weights(recording.tape)
+    if placement.offload != "sequential":  # there the component is cast in RAM, and only layers are on the GPU
+        weights += recording.upcast_bytes
     total = tape.live + tape.work + weights
     highest = int(total.argmax())
     operation, module = tape.where(highest)
-    constant = device.workspace_mib * 2**20
-    stretch = seconds / clock[-1] if clock[-1] else 1.0
-    stride = max(1, len(total) // 400)
+    constant = gpu.workspace_mib * 2**20
+    if clock is None:
+        seconds, times = None, np.arange(1, tape.count + 1) / tape.count
+    else:
+        seconds = placement.seconds(tape, weights, clock, gpu.rates)
+        times = clock * (seconds / clock[-1] if clock[-1] else 1.0)
+    stride = max(1, len(total) // POINTS)
     points = []
-    for start in range(0, len(total), stride):  # of each run of events the highest, so that no peak is lost
+    for start in range(0, len(total), stride):  # the highest event of each run, so that no peak is lost
         at = start + int(total[start : start + stride].argmax())
-        point = clock[at] * stretch, (weights[at] + constant) / GIB, (total[at] + constant) / GIB
+        point = times[at], (weights[at] + constant) / GIB, (total[at] + constant) / GIB
         points.append(tuple(map(float, point)))
     peak, held = float(total[highest]), float(weights[highest])
     return Stage(
-        name, (peak + constant) / GIB, (held + constant) / GIB, (peak - held) / GIB, operation,
-        paths.get(module, ""), seconds, tuple(points),
-    )  # fmt: skip
+        name=name,
+        peak_gib=(peak + constant) / GIB,
+        weights_gib=(held + constant) / GIB,
+        activations_gib=(peak - held) / GIB,
+        operation=operation,
+        module=_path(module, placement.components),
+        seconds=seconds,
+        timeline=tuple(points),
+    )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.forecast", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", metavar="MODEL_OR_FOLDER", help=f"{', '.join(MODELS)}, or a diffusers folder")
-    for name in ("width", "height", "num-frames"):
-        parser.add_argument(f"--{name}", type=int, help="default: the model's own")
-    parser.add_argument("--offload", choices=OFFLOAD_MODES, help="one mode in detail, in place of the table of all")
-    parser.add_argument("--card", default=DEFAULT_CARD, help="for the estimated seconds (default: %(default)s)")
-    parser.add_argument("--quantization", help='GGUF type such as Q4_K, or "none"; default: the checkpoint\'s own')
-    parser.add_argument("--low-cpu-mem-usage", action="store_true", help="group offload without pinned copies")
-    for name in ("guidance", "tiling", "chunking"):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    args = parser.parse_args(arguments)
-    try:
-        Architecture(args.checkpoint)
-        sizes = {name: getattr(args, name) for name in ("width", "height", "num_frames")}
-        if args.checkpoint in MODELS:
-            defaults = model(args.checkpoint).defaults["pretrained"]
-            sizes = {name: getattr(defaults, name) if size is None else size for name, size in sizes.items()}
-        if missing := [name for name, size in sizes.items() if size is None]:
-            raise RequestError(f"give {', '.join('--' + name.replace('_', '-') for name in missing)} for a folder.")
-        result = forecasts(
-            args.checkpoint, **sizes, guidance=args.guidance, tiling=args.tiling, chunking=args.chunking,
-            quantization=args.quantization, low_cpu_mem_usage=args.low_cpu_mem_usage, card=args.card,
-            modes=(args.offload,) if args.offload else OFFLOAD_MODES,
-        )  # fmt: skip
-    except (ArchitectureError, RequestError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        print(json.dumps(result.as_json(), indent=1))
-    else:
-        print(result[args.offload] if args.offload else result)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _path(wanted: torch.nn.Module | None, components: Mapping[str, torch.nn.Module]) -> str:
+    """The module's name in the pipeline, "transformer.blocks.0.ffn" for example, or "" if no component has it."""
+    for name, component in components.items():
+        for path, module in component.named_modules():
+            if module is wanted:
+                return f"{name}.{path}".rstrip(".")
+    return ""

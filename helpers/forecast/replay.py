@@ -1,7 +1,7 @@
-"""Run what repeats once, and write it onto the tape again: tiles of a decoder, blocks of a transformer.
+"""Run repeated calls once, and replay their events: tiles of a decoder, blocks of a transformer.
 
     with tape, remembering(tape, [(vae.decoder, "forward")]):
-        vae.decode(latents)  # 588 tiles, of which 12 differ
+        vae.decode(latents)  # 588 tiles of 12 different shapes: 12 of them run
 
 A replay is exact: the tape has the same events as if everything had run.
 """
@@ -10,24 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from helpers.tape import COLUMNS, Segment, Tape, joined, layout_of, likeness
+from helpers.forecast.tape import Segment, Tape, columns, layout_of, likeness
+
+Method = tuple[torch.nn.Module, str]
 
 
 @contextmanager
-def remembering(tape: Tape, *alike: Iterable[tuple[torch.nn.Module, str]]) -> Iterator[None]:
-    """Run methods that are alike once for each shape of their arguments, and replay the tape for the others.
+def remembering(tape: Tape, *alike: Iterable[Method]) -> Iterator[None]:
+    """Run methods that do the same once for each shape of their arguments, and replay all other calls.
 
-    Each of `alike` is a sequence of (module, method's name): the `forward` of modules with the same inner
-    structure, such as a transformer's blocks, or one method that is called again and again with tensors of a few
-    shapes, such as a decoder that works in tiles. A replayed call leaves the same events, the same outputs and the
-    same changes to lists among its arguments (a feature cache) as a run would.
+    Each of `alike` is a sequence of (module, name of a method). These are the `forward` of modules with the same
+    structure, such as a transformer's blocks, or one method that is called repeatedly with tensors of a few shapes,
+    such as a decoder that works in tiles. A replayed call leaves the same events, the same outputs and the same
+    changes to lists among its arguments (a feature cache) as a run would.
     """
     wrapped = []
     try:
@@ -67,31 +69,32 @@ class Recording:
         self.first = len(tape.closed), len(tape.done_calls), len(tape.replays)
 
     def end(self, output: Any, args: tuple, kwargs: dict) -> None:
+        """Take everything since the recording began from the tape."""
         tape = self.tape
         tape.seal()
         segments, calls, replays = self.first
-        parts = tape.closed[segments:]
-        live, *columns = (joined(parts, name) for name in COLUMNS)
+        recorded = tape.closed[segments:]
+        live, *others = columns(recorded)
         self.events = Segment(
-            live - self.base, *columns,
-            [operation for part in parts for operation in part.operations],
-            [part.module_of(event) for part in parts for event in range(len(part.live))],
+            live - self.base, *others,
+            [operation for one in recorded for operation in one.operations],
+            [one.module_of(event) for one in recorded for event in range(len(one.live))],
         )  # fmt: skip
         self.calls = [(one, first - self.start, last - self.start) for one, first, last in tape.done_calls[calls:]]
         self.replays = [(recording, one, start - self.start) for recording, one, start in tape.replays[replays:]]
         # A method may return one of its arguments, changed in place.
         self.same = next((index for index, value in enumerate(args) if value is output), None)
-        self.output = tree_map(_shape_of, output)
-        self.lists = [[_shape_of(value) for value in one] for one in _lists(args, kwargs)]
+        self.output = tree_map(_layout_of, output)
+        self.lists = [[_layout_of(value) for value in one] for one in _lists(args, kwargs)]
 
     def names_in(self, module: torch.nn.Module) -> dict[torch.nn.Module, torch.nn.Module]:
-        """What stands in `module` for each module of the recorded one."""
+        """The counterpart in `module` of each module of the recorded one."""
         if module not in self.renamed:
             self.renamed[module] = dict(zip(self.module.modules(), module.modules(), strict=True))
         return self.renamed[module]
 
     def add_calls(self, calls: dict, module: torch.nn.Module, start: int) -> None:
-        """Note the calls of a replay that began at the event `start`, those of replays inside it too."""
+        """Add the calls of a replay that began at the event `start` to `calls`, those of nested replays included."""
         renamed = self.names_in(module)
         for one, first, last in self.calls:
             calls.setdefault(renamed[one], []).append((start + first, start + last))
@@ -99,6 +102,7 @@ class Recording:
             recording.add_calls(calls, renamed[one], start + first)
 
     def replay(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
+        """Append the recorded events for a call of `module`, and return what the call would return."""
         tape = self.tape
         tape.seal()
         tape.closed.append(replace(self.events, live=self.events.live + tape.now, renamed=self.names_in(module)))
@@ -106,29 +110,27 @@ class Recording:
         tape.count += len(self.events.live)
         if self.same is not None:
             return args[self.same]
-        # What is made here was made in the recorded events already: its life is followed, without a second event.
+        # The recorded events already contain these allocations: the new tensors are followed, without an event.
         with _disable_current_modes():
-            output = tree_map(self._made, self.output, is_leaf=lambda leaf: isinstance(leaf, _Shape))
+            output = tree_map(self._allocated, self.output, is_leaf=lambda leaf: isinstance(leaf, _Layout))
             for one, recorded in zip(_lists(args, kwargs), self.lists, strict=True):
                 for index, value in enumerate(recorded):
-                    one[index] = self._made(value)
+                    one[index] = self._allocated(value)
         return output
 
-    def _made(self, value: Any) -> Any:
-        if not isinstance(value, _Shape):
-            return value
-        return self.tape.made(*value.layout)
+    def _allocated(self, value: Any) -> Any:
+        return self.tape.allocate(*value.layout) if isinstance(value, _Layout) else value
 
 
-class _Shape:
-    """Stands for a tensor in a tree of arguments or results."""
+@dataclass(frozen=True)
+class _Layout:
+    """Takes a tensor's place in recorded arguments and results."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.layout = layout_of(tensor)
+    layout: tuple
 
 
-def _shape_of(value: Any) -> Any:
-    return _Shape(value) if isinstance(value, torch.Tensor) else value
+def _layout_of(value: Any) -> Any:
+    return _Layout(layout_of(value)) if isinstance(value, torch.Tensor) else value
 
 
 def _lists(args: tuple, kwargs: dict) -> list[list]:

@@ -1,0 +1,113 @@
+"""Sliders and pickers for the forecast, in JupyterLab and Colab, with a chart that follows them.
+
+    Controls("wan22_i2v_a14b", vram_budget_gb=12).show()
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from helpers.charts import svg
+from helpers.charts.table import Picture
+from helpers.forecast.forecasting import forecasts
+from helpers.forecast.gpus import DEFAULT_GPU, GPUS
+from helpers.forecast.result import Forecast
+from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+
+SIZES = ((512, 320), (640, 384), (768, 512), (832, 480), (1024, 576), (1280, 704), (1280, 720))
+VRAM_GIB = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 80)
+RAM_GIB = (12, 16, 24, 32, 48, 64, 96, 128, 192)
+ALL_MODES = "all modes"
+
+
+class Controls:
+    """Sliders and pickers for the forecast, and a chart that follows them.
+
+    The chart is an output separate from the widgets, so that it stays in the saved notebook, which the widgets do not.
+
+    Args:
+        model_name: A name in `helpers.models.MODELS`.
+        vram_budget_gb, ram_budget_gb: First values of the budgets' sliders, in GiB.
+    """
+
+    def __init__(self, model_name: str, vram_budget_gb: float = 12.0, ram_budget_gb: float = 64.0) -> None:
+        import ipywidgets as widgets
+
+        wide = widgets.Layout(width="30em")
+        style = {"description_width": "7em"}
+        pick = functools.partial(widgets.Dropdown, layout=wide, style=style)
+        slide = functools.partial(widgets.SelectionSlider, layout=wide, style=style, continuous_update=False)
+        models = [(one.title, one.name) for one in MODELS.values()]
+        self.model = pick(options=models, value=model_name, description="model")
+        self.size = pick(options=[""], description="size")
+        self.frames = slide(options=[1], description="frames")
+        self.mode = pick(options=[ALL_MODES, *OFFLOAD_MODES], description="offload")
+        self.gpu = pick(options=list(GPUS), value=DEFAULT_GPU, description="GPU")
+        vram, ram = sorted({*VRAM_GIB, vram_budget_gb}), sorted({*RAM_GIB, ram_budget_gb})
+        self.vram = slide(options=vram, value=vram_budget_gb, description="VRAM, GiB")
+        self.ram = slide(options=ram, value=ram_budget_gb, description="RAM, GiB")
+        self.status = widgets.Label()
+        self._handle = None
+        self._offer_sizes()
+        self.model.observe(self._offer_sizes, "value")
+        self.pickers = (self.model, self.size, self.frames, self.mode, self.gpu, self.vram, self.ram)
+        for one in self.pickers:
+            one.observe(self._redraw, "value")
+        pickers = widgets.HBox([widgets.VBox(self.pickers[:4]), widgets.VBox(self.pickers[4:])])
+        self.box = widgets.VBox([pickers, self.status])  # the status is longer than one column
+
+    def show(self) -> None:
+        """Show the controls, and the chart below them."""
+        from IPython.display import display
+
+        display(self.box)
+        self._handle = display(self.chart(), display_id=True)
+
+    def chart(self) -> Picture | Forecast:
+        """The current request: all modes against the budget, or one mode over time; or the error's text."""
+        width, height = self.size.value
+        modes = OFFLOAD_MODES if self.mode.value == ALL_MODES else (self.mode.value,)
+        try:
+            result = forecasts(
+                self.model.value,
+                width=width,
+                height=height,
+                num_frames=self.frames.value,
+                gpu=self.gpu.value,
+                modes=modes,
+            )
+        except ValueError as error:
+            self.status.value = "not possible"
+            return Picture(svg.document([], width=10, height=10, label=str(error)), str(error))
+        best = result.fastest(self.vram.value, self.ram.value)
+        budgets = f"{self.vram.value:g} GiB of VRAM and {self.ram.value:g} of RAM"
+        note = f"use {best.offload}: the fastest that fits {budgets}" if best else f"nothing fits {budgets}"
+        self.status.value = note
+        return result.chart(self.vram.value, note=note) if len(modes) > 1 else result[modes[0]]
+
+    def _offer_sizes(self, change: object = None) -> None:
+        entry = MODELS[self.model.value]
+        sizes = sorted({entry.nearest_size(*size) for size in SIZES})
+        default = entry.defaults["pretrained"]
+        with self._chart_held():
+            self.size.options = [(f"{width} x {height}", (width, height)) for width, height in sizes]
+            self.size.value = (default.width, default.height)
+            lengths = [default.num_frames] if entry.fixed_frames else range(5, 242)
+            self.frames.options = sorted({entry.nearest_frames(length) for length in lengths})
+            self.frames.value = default.num_frames
+
+    @contextmanager
+    def _chart_held(self) -> Iterator[None]:
+        """Change several controls without redrawing the chart."""
+        handle, self._handle = self._handle, None
+        try:
+            yield
+        finally:
+            self._handle = handle
+
+    def _redraw(self, change: object) -> None:
+        if self._handle is not None:
+            self.status.value = "computing …"
+            self._handle.update(self.chart())

@@ -1,0 +1,73 @@
+"""RAM that a lesson's process takes at each of its moments, for each offload mode."""
+
+from __future__ import annotations
+
+import torch
+
+from helpers.forecast.allocators import power_of_two, tensors
+from helpers.forecast.pipelines.base import Request
+from helpers.forecast.placement import Group, Placement
+from helpers.models.architecture import Architecture
+from helpers.units import GIB
+
+# Python, torch, diffusers and a CUDA context: the process of data/measurements/ltx_video_miniature_h200.json.
+PROCESS_GIB = 2.0
+KEPT_BY_MALLOC = 2**25  # glibc takes smaller pieces from its heap, and keeps what is freed there
+FRAME_BYTES = 3 * (4 + 4 + 1)  # for each pixel: two copies as floats in `postprocess_video`, and bytes for the clip
+
+
+def ram_gib(
+    arch: Architecture, placement: Placement, request: Request, low_cpu_mem_usage: bool = False
+) -> dict[str, float]:
+    """GiB of RAM at each moment of a lesson, by the moment's name.
+
+    Args:
+        low_cpu_mem_usage: Group offload's option to pin only the weights that are about to be copied.
+    """
+    encoder = 0
+    if arch.text_encoder:
+        encoder = sum(tensor.nbytes for tensor in arch.component(arch.text_encoder).parameters())
+    weights = {name: _bytes(component) for name, component in placement.components.items()}
+    load = run = sum(weights.values())
+    if placement.offload == "none":
+        run = 0
+    elif placement.offload.startswith("group"):
+        load, run = _group_offload(placement, weights, low_cpu_mem_usage)
+    moments = {
+        "encode the prompt": encoder,
+        "load": max(load, run),
+        "generate": run,
+        "decode": run + request.num_frames * request.height * request.width * FRAME_BYTES,
+    }
+    return {moment: PROCESS_GIB + size / GIB for moment, size in moments.items()}
+
+
+def _group_offload(placement: Placement, weights: dict[str, int], low_cpu_mem_usage: bool) -> tuple[int, int]:
+    """Bytes of weights while the components are loaded and offload is applied, and while the pipeline runs."""
+    grouped = {name: groups for name, groups in placement.groups.items() if groups}
+    load = sum(weights.values())
+    run = sum(weights[name] for name in placement.come_and_go)
+    if not placement.use_stream:
+        return load, run + sum(weights[name] for name in grouped)
+    if low_cpu_mem_usage:
+        largest = max(power_of_two(size) for groups in grouped.values() for size in _sizes(groups))
+        return load, run + sum(weights[name] for name in grouped) + 2 * largest
+    waiting = sum(weights[name] for name in grouped)
+    for name, groups in grouped.items():
+        sizes = _sizes(groups)
+        waiting -= weights[name]
+        run += sum(map(power_of_two, sizes))
+        # Block level pins all of a component's blocks before it frees the first one's own copy. Leaf level frees each
+        # copy at once, but malloc keeps the small ones until the lesson's `release`.
+        block = placement.offload == "group_block"
+        copies = weights[name] if block else sum(size for size in sizes if size < KEPT_BY_MALLOC)
+        load = max(load, run + copies + waiting)
+    return load, run
+
+
+def _sizes(groups: list[Group]) -> list[int]:
+    return [tensor.nbytes for group in groups for tensor in group.tensors]
+
+
+def _bytes(component: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in tensors(component))
