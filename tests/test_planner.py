@@ -1,10 +1,10 @@
-"""The planner: which mode to take, how far the video can grow, and the controls that redraw the forecast."""
+"""The planner: which mode to use, how far the video can grow, and the controls that redraw the forecast."""
 
 import pytest
 
-from helpers.forecast import forecasts
-from helpers.forecast_result import CONTEXT_GIB
-from helpers.planner import Controls, plan
+from helpers.forecast import CONTEXT_GIB, Controls, forecasts, plan
+
+pytestmark = pytest.mark.forecast
 
 SMALL = dict(width=256, height=160, num_frames=9)
 
@@ -16,8 +16,8 @@ def test_the_fastest_mode_that_fits_both_budgets():
     tight = plan("wan22_ti2v_5b", vram_budget_gb=12, **size)
     assert tight.best.offload in ("group_leaf", "group_block") and tight.best.fits(12)
     assert not tight.all["none"].fits(12)
-    assert "too much for the card" in tight.reasons["none"] and "of weights" in tight.reasons["none"]
-    assert tight.reasons["group_leaf"].startswith("fits: ") and "take this" in repr(tight)
+    assert "not enough VRAM" in tight.reasons["none"] and "of weights" in tight.reasons["none"]
+    assert tight.reasons["group_leaf"].startswith("fits: ") and "use this" in repr(tight)
     # sequential offload fits too, and waits for every layer
     assert tight.all["sequential"].fits(12) and tight.all["sequential"].step_seconds > 1.1 * tight.best.step_seconds
 
@@ -26,8 +26,8 @@ def test_little_ram_rules_modes_out():
     size = dict(width=640, height=384, num_frames=5, grow=False)
     assert plan("wan22_ti2v_5b", vram_budget_gb=12, ram_budget_gb=16, **size).best is None
     reasons = plan("wan22_ti2v_5b", vram_budget_gb=12, ram_budget_gb=16, **size).reasons
-    assert "too much RAM" in reasons["sequential"] and "encode the prompt" in reasons["sequential"]
-    assert "too much RAM" in reasons["group_leaf"] and "load" in reasons["group_leaf"], "while the weights are pinned"
+    assert "not enough RAM" in reasons["sequential"] and "encode the prompt" in reasons["sequential"]
+    assert "not enough RAM" in reasons["group_leaf"] and "load" in reasons["group_leaf"], "while the weights are pinned"
 
 
 @pytest.mark.parametrize("budget", [0.55, 0.57, 5.0])
@@ -47,10 +47,10 @@ def test_the_most_frames_and_the_largest_size_are_the_last_that_fit(budget):
         assert max(result.most_frames.values()) < 257
 
 
-def test_nothing_fits_an_empty_card():
+def test_nothing_fits_beside_the_cuda_context_alone():
     result = plan("data/miniatures/ltx_video", vram_budget_gb=CONTEXT_GIB, **SMALL)
     assert result.best is None and set(result.most_frames.values()) == {None} == set(result.largest_size.values())
-    assert "take this" not in repr(result)
+    assert "use this" not in repr(result)
 
 
 def test_a_model_of_one_size_has_no_largest_size():
@@ -64,12 +64,12 @@ def test_the_controls_offer_what_the_model_can_make_and_the_chart_follows():
     assert all((frames - 1) % 8 == 0 for frames in controls.frames.options)
     controls.frames.value = 9
     before = repr(controls.chart())
-    assert "768x512, 9 frames" in before and "take none" in controls.status.value
+    assert "768x512, 9 frames" in before and "use none" in controls.status.value
     controls.frames.value = 25
     assert "768x512, 25 frames" in repr(controls.chart()) != before
     controls.vram.value = 4
     controls.chart()
-    assert "take group_" in controls.status.value
+    assert "use group_" in controls.status.value
     controls.mode.value = "group_leaf"
     assert "peak VRAM" in repr(controls.chart())
     controls.model.value = "cogvideox_5b_i2v"
@@ -89,5 +89,5 @@ def test_the_chart_is_redrawn_in_place_once_for_a_change_of_model(monkeypatch):
 
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: Handle())
     controls.show()
-    controls.card.value = "H100"
+    controls.gpu.value = "H100"
     assert len(shown) == 1 and "H100" in shown[0]

@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.architecture import CONFIGS, Architecture
-from helpers.forecast_result import STAGES
-from helpers.replay import remembering
-from helpers.stages import Request, stages
-from helpers.tape import Tape, rounded
+from helpers.forecast import STAGES, Request, Tape, stages
+from helpers.forecast.allocators import rounded
+from helpers.forecast.replay import remembering
+from helpers.models import CONFIGS, Architecture
+
+pytestmark = pytest.mark.forecast
 
 
 def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def recorded(work, *keep):
+def recorded(work, *weights):
     tape = Tape()
-    for module in keep:
-        tape.keep(module)
+    for module in weights:
+        tape.exclude(module)
     with tape:
         work()
     return tape
@@ -118,10 +119,10 @@ def test_a_replay_leaves_the_same_tape_as_a_run():
                 y = block(x, cache)
         assert y.shape == (1, 4, 130) and all(cache[0].shape == (1, 4, 2) for cache in caches)
 
-    plain, replayed = Tape(), Tape()
-    for tape in (plain, replayed):
-        tape.keep(blocks)
-    with plain:
+    baseline, replayed = Tape(), Tape()
+    for tape in (baseline, replayed):
+        tape.exclude(blocks)
+    with baseline:
         work()
     forwards = []
     blocks[0].layer.register_forward_hook(lambda *_: forwards.append(1))
@@ -130,10 +131,11 @@ def test_a_replay_leaves_the_same_tape_as_a_run():
     assert len(forwards) == 2, "one run without a cache and one with it"
     assert "forward" not in vars(blocks[0])
     for name in ("live", "work", "flops", "moved", "kinds"):
-        assert (getattr(plain, name) == getattr(replayed, name)).all(), name
-    assert plain.calls == replayed.calls
-    assert [plain.where(event) for event in range(plain.count)] == [replayed.where(e) for e in range(plain.count)]
-    assert plain.now == replayed.now == 0
+        assert (getattr(baseline, name) == getattr(replayed, name)).all(), name
+    assert baseline.calls == replayed.calls
+    events = range(baseline.count)
+    assert [baseline.where(event) for event in events] == [replayed.where(event) for event in events]
+    assert baseline.now == replayed.now == 0
 
 
 @pytest.mark.parametrize(
@@ -154,15 +156,43 @@ def test_every_family_is_the_same_with_and_without_replays(model, request_, tmp_
         for alike in ([], steps.alike()):
             tape = Tape()
             with steps.prepared(stage):
-                for part in arch.on_card:
-                    tape.keep(arch.part(part))
+                for name in arch.on_gpu:
+                    tape.exclude(arch.component(name))
                 with tape, remembering(tape, *alike):
-                    getattr(steps, stage)()
+                    steps.run(stage)
             tapes.append(tape)
-        plain, replayed = tapes
-        assert (plain.live + plain.work == replayed.live + replayed.work).all(), stage
-        assert plain.flops.sum() == replayed.flops.sum() > 0 and plain.calls.keys() == replayed.calls.keys()
-        assert plain.now == replayed.now == 0
+        baseline, replayed = tapes
+        assert (baseline.live + baseline.work == replayed.live + replayed.work).all(), stage
+        assert baseline.flops.sum() == replayed.flops.sum() > 0 and baseline.calls.keys() == replayed.calls.keys()
+        assert baseline.now == replayed.now == 0
+
+
+@pytest.mark.parametrize("model", ["ltx_video", "svd_xt"])
+def test_a_stage_leaves_the_shared_components_as_they_were(model, tmp_path):
+    arch = Architecture(shallow(model, tmp_path))
+    state = options_of(arch)
+    for tiling, chunking in ((True, True), (False, False)):
+        steps = stages(arch, Request(256, 128, 9, tiling=tiling, chunking=chunking))
+        assert options_of(arch) == state
+        for stage in STAGES:
+            with steps.prepared(stage):
+                switched = options_of(arch)
+            assert options_of(arch) == state, stage
+            if model == "ltx_video":
+                assert switched["tiling"] is tiling
+            else:
+                assert switched["chunks"] == ({1} if chunking else {None})
+                assert switched["dtypes"] == ({torch.float32} if stage == "encode_image" else {torch.float16})
+
+
+def options_of(arch):
+    """What a request can switch in the VAE and the denoiser."""
+    vae, denoiser = arch.component("vae"), arch.component(arch.denoisers[0])
+    return {
+        "tiling": getattr(vae, "use_tiling", None),
+        "chunks": {vars(module)["_chunk_size"] for module in denoiser.modules() if "_chunk_size" in vars(module)},
+        "dtypes": {parameter.dtype for parameter in vae.parameters()},
+    }
 
 
 def shallow(model, folder):
