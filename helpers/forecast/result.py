@@ -56,6 +56,11 @@ class Forecast:
         return max(stage.peak_gib for stage in self.stages.values())
 
     @property
+    def denoising_peak_gib(self) -> float:
+        """The highest peak before decoding: of encoding the image and of denoising."""
+        return max(self.stages[name].peak_gib for name in ("encode_image", "denoise"))
+
+    @property
     def peak_stage(self) -> Stage:
         return max(self.stages.values(), key=lambda stage: stage.peak_gib)
 
@@ -170,7 +175,7 @@ class Forecasts(ShownAsTable, Mapping):
     def advice(self, offload: str, vram_budget_gb: float | None = None) -> str:
         """What to do if `offload` runs out of memory, and whether the forecast expected it, in a sentence or two."""
         one = self[offload]
-        budget = "" if vram_budget_gb is None else f", and the budget {vram_budget_gb:g}"
+        budget = "" if vram_budget_gb is None else f", and the budget is {vram_budget_gb:g} GiB"
         text = f"The forecast for offload={offload!r} is {one.peak_vram_gib:.2f} GiB{budget}"
         if vram_budget_gb is not None and one.fits(vram_budget_gb):
             text += ", so it should have fit: check what else is using the GPU"
@@ -217,13 +222,10 @@ class Forecasts(ShownAsTable, Mapping):
             )
             for mode, one in self.items()
         ]
-        if not note:
-            unknown = self.first.step_seconds is None
-            seconds = f"{'step time unknown for' if unknown else 'seconds on'} {self.first.gpu.name}"
-            note = f"hollow: too much for {vram_budget_gb:g}; {seconds}"
-        svg = drawing.peaks(
-            self._title, rows, what=f"peak VRAM, GiB; {note}", budget_gib=vram_budget_gb, label=repr(self)
-        )
+        times = "step time unknown for" if self.first.step_seconds is None else "seconds on"
+        legend = f"(hollow: too much for {vram_budget_gb:g}); {times} {self.first.gpu.name}"
+        what = f"peak VRAM, GiB; {note}" if note else f"peak VRAM, GiB {legend}"
+        svg = drawing.peaks(self._title, rows, what=what, budget_gib=vram_budget_gb, label=repr(self))
         return Picture(svg, repr(self))
 
     def timelines(self, vram_budget_gb: float = 12.0) -> Picture:
