@@ -108,12 +108,17 @@ class SavedLatents:
     def __repr__(self) -> str:
         if not self.notes:
             return f"no latents in {self.path.name} match this run"
-        found = "loaded, not recomputed" if self._found else "saved"
-        denoise = self.notes["meter"]["phases"][-1]["seconds"]
-        return (
-            f"{self.path.name}: {found}; made in mode {self.notes['offload']} in {denoise:.1f} s, "
-            f"{self.notes['step_seconds']:.2f} s per step"
-        )
+        state = "loaded, not recomputed" if self._found else "saved"
+        return "; ".join([f"{self.path.name}: {state}", *(f"{name} {value}" for name, value in self._made().items())])
+
+    def _made(self) -> dict[str, str]:
+        """How `generate` made the latents, from its notes."""
+        made = {"mode": self.notes.get("offload")}
+        if meter := self.notes.get("meter"):
+            made["denoised in"] = f"{meter['phases'][-1]['seconds']:.1f} s"
+        if seconds := self.notes.get("step_seconds"):
+            made["a step takes"] = f"{seconds:.2f} s"
+        return {name: value for name, value in made.items() if value}
 
 
 def _kind(value: object) -> str:

@@ -22,7 +22,7 @@ from helpers.faces import late
 __all__, __getattr__, __dir__ = late(__name__, {
     "catalogue": ("CONFIGS", "MINIATURES", "MODELS", "OFFLOAD_MODES", "Defaults", "Model", "model"),
     "checkpoints": ("Checkpoint", "CheckpointError", "checkpoint"),
-    "components": ("ComponentSize", "ComponentSizes", "component_sizes"),
+    "components": ("ComponentSize", "ComponentSizes", "component_sizes", "published_sizes"),
     "downloads": ("ComponentDownload", "DownloadPreview", "preview_download"),
     "hub_errors": ("DownloadError",),
     "architecture": ("DENOISERS", "GGUF_LAYOUT", "Architecture", "ArchitectureError"),

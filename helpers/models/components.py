@@ -1,6 +1,7 @@
-"""The sizes of a loaded pipeline's components, as they are held in memory now.
+"""The sizes of a pipeline's components: published, or as they are held in memory now.
 
-    sizes = component_sizes(pipe.components)  # shows itself as a table
+    published_sizes(model("ltx_video"))       # both show themselves as a table
+    component_sizes(pipe.components)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from helpers.charts.table import ShownAsTable, Table
+from helpers.models.catalogue import Model
 from helpers.units import GIB
 
 
@@ -71,3 +73,19 @@ def component_sizes(components: Mapping[str, object]) -> ComponentSizes:
             )
         )
     return ComponentSizes(tuple(rows))
+
+
+def published_sizes(model: Model, bits: Mapping[str, float] = {"fp32": 32, "bf16": 16}) -> Table:  # noqa: B006 - read only
+    """Return a table of the published model's components: parameters times bytes, before anything is downloaded.
+
+    Args:
+        model: A model of the catalogue.
+        bits: Bits per weight by the name of the data type.
+    """
+    sizes = {**model.parameters, "total": sum(model.parameters.values())}
+    rows = [
+        [name, f"{count / 1e9:.2f}", *(f"{count * each / 8 / GIB:.2f}" for each in bits.values())]
+        for name, count in sizes.items()
+    ]
+    columns = ["component", "billion parameters", *(f"GiB in {name}" for name in bits)]
+    return Table(f"{model.title}, as published", columns, rows)
