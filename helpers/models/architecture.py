@@ -20,8 +20,7 @@ from pathlib import Path
 
 import torch
 
-from helpers.models.catalogue import CONFIGS, MODELS
-from helpers.models.checkpoints import INDEX
+from helpers.models.catalogue import CONFIGS, INDEX, MODELS
 
 FAMILIES = ("LTX", "Wan", "StableVideoDiffusion", "CogVideoX")  # what the supported pipelines' names start with
 DENOISERS = ("transformer", "transformer_2", "unet")

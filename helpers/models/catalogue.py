@@ -22,6 +22,7 @@ OFFLOAD_MODES = ("none", "model", "sequential", "group_block", "group_leaf")
 DATA = Path(__file__).resolve().parents[2] / "data"
 CONFIGS = DATA / "configs"  # the published models' architecture files, without weights
 MINIATURES = DATA / "miniatures"  # the bundled small checkpoints
+INDEX = "model_index.json"  # in a checkpoint: the class of the pipeline and of each component
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.models.catalogue import MINIATURES, model
-
-INDEX = "model_index.json"
+from helpers.models.catalogue import INDEX, MINIATURES, model
 
 
 class CheckpointError(ValueError):

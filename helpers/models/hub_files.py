@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.models.checkpoints import INDEX, Checkpoint
+from helpers.models.catalogue import INDEX
+from helpers.models.checkpoints import Checkpoint
 from helpers.models.hub_errors import DownloadError, advice, http_errors, page
 from helpers.units import size_text
 
