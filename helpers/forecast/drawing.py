@@ -16,11 +16,12 @@ PANEL_HEIGHT = 72  # pixels
 def over_time(title: str, stages: Sequence[Stage], *, facts: str, gpu_name: str, gpu_gib: float) -> str:
     """One mode's weights, and weights and activations, in GiB over the seconds of its stages.
 
-    If the seconds are unknown, a panel without a time axis takes the chart's place.
+    If the seconds are unknown, a panel without a time axis takes the chart's place, with the GPU's memory as budget.
     """
     peak = max(stage.peak_gib for stage in stages)
     if stages[0].seconds is None:
-        return panels(title, {gpu_name: stages}, budget_gib=gpu_gib, budget_name="the GPU", label=f"{title}. {facts}")
+        label = f"{title}: forecast for {gpu_name}. {facts}"
+        return panels(f"{title}: {gpu_name}", {"one step": stages}, budget_gib=gpu_gib, label=label)
     points = joined(stages)
     weights = [(time, held) for time, held, _ in points]
     return timeline(
@@ -65,7 +66,6 @@ def panels(
     *,
     failing: Sequence[str] = (),
     budget_gib: float,
-    budget_name: str = "the budget",
     label: str,
 ) -> str:
     """A panel per mode over the same GiB: weights as an area, weights and activations as a line.
@@ -73,7 +73,7 @@ def panels(
     Args:
         modes: Successive stages by the panel's name.
         failing: Modes without a panel, named below the title.
-        budget_gib, budget_name: A dashed line, and what it is.
+        budget_gib: A dashed line.
         label: For screen readers.
     """
     curves = {
@@ -81,8 +81,8 @@ def panels(
     }
     peak = {mode: max(stage.peak_gib for stage in stages) for mode, stages in modes.items()}
     fails = "".join(f"; {mode} fails" for mode in failing)
-    legend = f"GiB: shaded weights, line with activations, dashed {budget_name}{fails}"
-    body = [svg.text(14, 22, title, size=13, weight="bold"), svg.text(14, 39, legend, fill=svg.GREY)]
+    legend = f"GiB: shaded weights, line with activations, dashed the budget{fails}"
+    body = [svg.text(14, 22, svg.fit(title, 612, size=13), size=13, weight="bold"), svg.text(14, 39, legend, fill=svg.GREY)]
     top = 56
     for mode, curve in curves.items():
         frame = svg.Frame(
