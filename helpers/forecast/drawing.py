@@ -82,7 +82,10 @@ def panels(
     peak = {mode: max(stage.peak_gib for stage in stages) for mode, stages in modes.items()}
     fails = "".join(f"; {mode} fails" for mode in failing)
     legend = f"GiB: shaded weights, line with activations, dashed the budget{fails}"
-    body = [svg.text(14, 22, svg.fit(title, 612, size=13), size=13, weight="bold"), svg.text(14, 39, legend, fill=svg.GREY)]
+    body = [
+        svg.text(14, 22, svg.fit(title, 612, size=13), size=13, weight="bold"),
+        svg.text(14, 39, legend, fill=svg.GREY),
+    ]
     top = 56
     for mode, curve in curves.items():
         frame = svg.Frame(
