@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on first use. A fresh machine needs Python 3.11 or newer, make and git.
+# Everything runs in .venv, which is created on first use. You need Python 3.11 or newer, make and git.
 # Another Python: make run PYTHON=python3.12     Another lesson: make run LESSON=04_stable_video_diffusion
 
 PYTHON ?= python3
@@ -14,14 +14,14 @@ READY := .venv/.ready
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-run: $(READY) ## execute a lesson without a browser (LESSON=01_ltx_video, ARGS="-p clip wood_chipper")
+run: $(READY) ## run a lesson without a browser (LESSON=01_ltx_video, ARGS="-p clip wood_chipper")
 	@$(BIN)/python -m helpers.run_lesson $(LESSON) $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
-pages: $(READY) ## execute the lessons and build a site of them that opens without a server (ARGS="--executed outputs")
-	@$(BIN)/python -m data.make.pages $(ARGS)
+pages: $(READY) ## execute the lessons and build a site that opens without a server (ARGS="--executed outputs")
+	@$(BIN)/python -m helpers.run_lesson.site $(ARGS)
 
 test: lint ## check the style, then run every test
 	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
@@ -35,18 +35,18 @@ lint: $(READY) ## check code, spelling and notebook style
 	@$(BIN)/python -m ruff check --quiet .
 	@$(BIN)/python -m codespell_lib notebooks README.md helpers data/make tests
 	@$(BIN)/python -m tests.notebook_style
-	@echo "lint: nothing to put right"
+	@echo "lint: no problems"
 
 clean-notebooks: $(READY) ## strip outputs and stray metadata from the notebooks
 	@$(BIN)/python -m tests.notebook_style --clean
 
-# Made once, and again when the dependencies change.
+# Created once, and again when the dependencies change.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that. Name one: make PYTHON=python3.12" >&2; \
+		echo "'$(PYTHON)' is older than Python 3.11. Name a newer one: make PYTHON=python3.12" >&2; \
 		exit 1; }
-	@echo "Setting up .venv. The first time this downloads several hundred MB (on Linux a few GB, for torch's CUDA"
-	@echo "libraries) and takes some minutes."
+	@echo "Setting up .venv. The first time, this downloads several hundred MB (a few GB on Linux, for torch's CUDA"
+	@echo "libraries) and takes a few minutes."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@

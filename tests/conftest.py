@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # set before torch is imported
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """The lessons first, then the other files that run one: what comes last should be short."""
-    long = {item.path for item in items if item.get_closest_marker("lesson") or item.get_closest_marker("slow")}
+    long = {item.path for item in items if item.get_closest_marker("notebook") or item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.name != "test_lessons.py", item.path not in long))
 
 

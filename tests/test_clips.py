@@ -7,20 +7,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import clips, reading
+from helpers import clips
 from helpers.clips import (
     Clip,
     ClipError,
     continuation_truth,
     ffmpeg_path,
     fit,
+    poster,
     psnr,
     read,
+    save_image,
     seam,
+    show,
+    side_by_side,
+    sources,
     stitch,
     write,
 )
-from helpers.pictures import poster, save_image, show, side_by_side
+
+pytestmark = pytest.mark.clips
 
 
 def ffmpeg(*arguments):
@@ -134,7 +140,7 @@ def test_read_when_the_sound_outlasts_the_picture(files, tmp_path):
 
 
 def test_bundled_clips_and_their_truth(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "CLIPS", tmp_path)
+    monkeypatch.setattr(sources, "CLIPS", tmp_path)
     for name in ("excavator.mp4", "excavator_continues.mp4", "wood_chipper.mp4"):
         (tmp_path / name).write_bytes((files / "silent.mp4").read_bytes())
     assert clips.bundled() == ["excavator", "wood_chipper"]

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 from importlib.metadata import distributions
 from pathlib import Path
@@ -98,9 +97,7 @@ def test_the_badge_leads_to_a_lesson_that_installs_itself_and_replaces_nothing(t
         "GIT_CONFIG_KEY_0": f"url.{publish(tmp_path)}.insteadOf",
         "GIT_CONFIG_VALUE_0": repository(),
     }
-    began = time.monotonic()
     found = begin_lesson(python, content, "--colab", **instead)
-    assert time.monotonic() - began < 120
     checkout = content / repository().rsplit("/", 1)[-1]
     assert Path(found["helpers"]) == checkout / "helpers" / "__init__.py"
     assert Path(found["torch"]).is_relative_to(tmp_path / "preinstalled")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from helpers.clips import Clip, stitch
-from helpers.fitting import FITS, fit, unfit
+from helpers.clips import FITS, Clip, fit, stitch, unfit
+
+pytestmark = pytest.mark.clips
 
 
 def picture(width, height, count=3):

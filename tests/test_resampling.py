@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from helpers.reading import ClipError
-from helpers.resampling import WAYS, resample
+from helpers.clips import WAYS, ClipError, resample
+
+pytestmark = pytest.mark.clips
 
 
 def ball(times, height=96, width=160, speed=24.0):

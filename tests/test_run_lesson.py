@@ -8,6 +8,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from helpers import run_lesson
 
+pytestmark = pytest.mark.run_lesson
+
 PARAMETERS = "\n".join(
     [
         "from typing import Optional",

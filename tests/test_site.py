@@ -6,10 +6,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from data.make import pages
+from helpers.run_lesson import site
 from tests.notebook_style import ROOT, colab_link, notebooks
 
-LESSONS = pages.lessons(pages.README.read_text(encoding="utf-8"))
+pytestmark = pytest.mark.run_lesson
+
+LESSONS = site.lessons(site.README.read_text(encoding="utf-8"))
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.example/x)"
 
@@ -43,25 +45,25 @@ def executed(tmp_path):
 
 
 def test_a_page_is_whole_and_takes_nothing_from_elsewhere(executed, tmp_path, capsys):
-    site = tmp_path / "site"
-    assert pages.main([LESSONS[0].name, "--executed", str(executed), "--out", str(site)]) == 0
-    assert str(site / "index.html") in capsys.readouterr().out
-    assert sorted(path.name for path in site.iterdir()) == [
+    built = tmp_path / "site"
+    assert site.main([LESSONS[0].name, "--executed", str(executed), "--out", str(built)]) == 0
+    assert str(built / "index.html") in capsys.readouterr().out
+    assert sorted(path.name for path in built.iterdir()) == [
         f"{LESSONS[0].name}.html", f"{LESSONS[0].name}.png", "index.html", "style.css",
     ]  # fmt: skip
-    page = (site / f"{LESSONS[0].name}.html").read_text(encoding="utf-8")
+    page = (built / f"{LESSONS[0].name}.html").read_text(encoding="utf-8")
     assert 'aria-label="a chart"' in page and 'alt="draw it"' in page and "1 &lt; 2\n2 &lt; 3" in page
     assert 'href="01_ltx_video.html"' in page and ">Open in Colab</a>" in page
     assert "/home/me" not in page and "<script" not in page and "widget" not in page
-    for text in (page, (site / "index.html").read_text(encoding="utf-8")):
+    for text in (page, (built / "index.html").read_text(encoding="utf-8")):
         taken = re.findall(r'<(?:script|link|img|video|source|iframe)[^>]*(?:src|href)="([^"]+)', text)
         assert taken and not [address for address in taken if re.match(r"(?!data:)[a-z]+:|//", address)]
 
 
 def test_what_has_not_been_run_is_refused(tmp_path, capsys):
     given = [LESSONS[0].name, "--executed", str(ROOT / "notebooks"), "--out", str(tmp_path)]
-    assert pages.main(given) == 1
+    assert site.main(given) == 1
     assert "has failed or has not been run" in capsys.readouterr().err
-    assert pages.main(["09_nothing", "--out", str(tmp_path)]) == 1
+    assert site.main(["09_nothing", "--out", str(tmp_path)]) == 1
     assert "There is no lesson '09_nothing'" in capsys.readouterr().err
     assert not (tmp_path / "index.html").exists()

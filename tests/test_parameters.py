@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from helpers import checkpoints, checks
-from helpers.checks import EnvironmentProblem, ParameterError, environment, one_of, prompt_cut, resolve, whole
+from helpers.lesson import EnvironmentProblem, ParameterError, environment, one_of, prompt_cut, resolve, whole
+from helpers.models import OFFLOAD_MODES, checkpoints
+
+pytestmark = pytest.mark.lesson
 
 
 @pytest.fixture
@@ -39,14 +41,14 @@ def given(tmp_path, monkeypatch):
 
 
 def test_none_becomes_the_default_of_these_weights(given, tmp_path):
-    settings = resolve("ltx_video", **given)
+    settings = resolve("ltx_video", given)
     assert (settings.width, settings.height, settings.num_frames, settings.steps) == (288, 160, 25, 4)
     assert (settings.guidance_scale, settings.vram_budget_gb, settings.ram_budget_gb) == (1.0, 12.0, None)
     assert settings.model.name == "ltx_video"
     assert settings.folder == settings.out_dir / "ltx_video" and (tmp_path / settings.folder).is_dir()
     assert list((tmp_path / settings.folder).iterdir()) == []
 
-    pretrained = resolve("ltx_video", **given | {"weights": "pretrained"})
+    pretrained = resolve("ltx_video", given | {"weights": "pretrained"})
     assert (pretrained.width, pretrained.height, pretrained.num_frames) == (768, 512, 121)
 
 
@@ -57,11 +59,11 @@ def test_none_becomes_the_default_of_these_weights(given, tmp_path):
         {"num_frames": 49.0, "steps": 4.0, "guidance_scale": 3},
         {"negative_prompt": None, "vram_budget_gb": None, "ram_budget_gb": 32},
         {"seed": 2**63 - 1},
-        *({"offload": mode} for mode in checks.OFFLOAD_MODES),
+        *({"offload": mode} for mode in OFFLOAD_MODES),
     ],
 )
 def test_valid_parameters(given, changed):
-    settings = resolve("ltx_video", **given | changed)
+    settings = resolve("ltx_video", given | changed)
     for name, value in changed.items():
         assert getattr(settings, name) == ("" if name == "negative_prompt" else value)
     assert all(
@@ -95,7 +97,7 @@ def test_valid_parameters(given, changed):
         ({"ram_budget_gb": -8}, "ram_budget_gb=-8: give more than 0 GiB, or None for no check."),
         (
             {"offload": "group-leaf"},
-            "offload='group-leaf': nearest: 'group_leaf'; there are none, model, sequential",
+            "offload='group-leaf': nearest: 'group_leaf'; choose from none, model, sequential",
         ),
         ({"offload": None}, "offload=None: give a text in quotes, not NoneType."),
         ({"prompt": "  "}, "prompt is empty: describe what should happen next, for example"),
@@ -112,7 +114,7 @@ def test_valid_parameters(given, changed):
 )
 def test_a_parameter_that_cannot_be_used(given, changed, line):
     with pytest.raises(ParameterError) as error:
-        resolve("ltx_video", **given | changed)
+        resolve("ltx_video", given | changed)
     first, *lines = str(error.value).split("\n- ")
     assert first == "1 parameter cannot be used:"
     assert len(lines) == 1 and lines[0].startswith(line)
@@ -129,7 +131,7 @@ def test_all_problems_come_at_once(given):
         "clip": "excavater",
     }
     with pytest.raises(ParameterError) as error:
-        resolve("ltx_video", **given | wrong)
+        resolve("ltx_video", given | wrong)
     lines = str(error.value).split("\n- ")
     assert lines[0] == "7 parameters cannot be used:"
     assert [re.split("[= ]", line)[0] for line in lines[1:]] == [
@@ -142,23 +144,23 @@ def test_rules_of_the_other_models(given):
     with pytest.raises(
         ParameterError, match="width=640: CogVideoX-5B I2V makes only 720x480 pixels; nearest: 720"
     ):
-        resolve("cogvideox_5b_i2v", **real | {"width": 640})
+        resolve("cogvideox_5b_i2v", real | {"width": 640})
     for num_frames in (13, 48, 57):
         with pytest.raises(ParameterError, match=f"num_frames={num_frames}: .* makes exactly 49 frames"):
-            resolve("cogvideox_5b_i2v", **real | {"num_frames": num_frames})
+            resolve("cogvideox_5b_i2v", real | {"num_frames": num_frames})
     with pytest.raises(ParameterError, match=r"num_frames=24: .* makes exactly 25 frames; nearest: 25"):
-        resolve("svd_xt", **real | {"prompt": "", "num_frames": 24})
+        resolve("svd_xt", real | {"prompt": "", "num_frames": 24})
     with pytest.raises(ParameterError, match="width=720: .* makes only 240x160 pixels; nearest: 240"):
-        resolve("cogvideox_5b_i2v", **given | {"width": 720})
+        resolve("cogvideox_5b_i2v", given | {"width": 720})
 
 
 def test_a_model_without_words_refuses_a_prompt_or_goes_on_when_told(given):
     wordless = given | {"prompt": "", "weights": "pretrained"}
-    assert resolve("svd_xt", **wordless).prompt == ""
+    assert resolve("svd_xt", wordless).prompt == ""
     said = r"prompt='dig': Stable Video Diffusion XT takes no prompt(.|\n)*ignore_prompt"
     with pytest.raises(ParameterError, match=said):
-        resolve("svd_xt", **wordless | {"prompt": "dig"})
-    assert resolve("svd_xt", **wordless | {"prompt": "dig"}, ignore_prompt=True).prompt == ""
+        resolve("svd_xt", wordless | {"prompt": "dig"})
+    assert resolve("svd_xt", wordless | {"prompt": "dig", "ignore_prompt": True}).prompt == ""
 
 
 @pytest.mark.parametrize(
@@ -173,13 +175,13 @@ def test_a_lessons_own_whole_number(value, message):
 
 def test_a_lessons_own_word():
     assert one_of("fit", "pad", ("crop", "pad")) == "pad"
-    with pytest.raises(ParameterError, match="fit='squeeze': there are crop, pad"):
+    with pytest.raises(ParameterError, match="fit='squeeze': choose from crop, pad"):
         one_of("fit", "squeeze", ("crop", "pad"))
 
 
 def test_an_unknown_model_is_named(given):
     with pytest.raises(ValueError, match="did you mean 'ltx_video'"):
-        resolve("ltx", **given)
+        resolve("ltx", given)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,7 @@ def test_prompt_cut(tokenizer, prompt, cut):
 
 
 def test_environment_of_this_machine(given):
-    settings = resolve("ltx_video", **given | {"ram_budget_gb": 1e6})
+    settings = resolve("ltx_video", given | {"ram_budget_gb": 1e6})
     machine = environment(settings)
     assert machine.device in ("cpu", "cuda")
     assert 0 < machine.ram_available_gib <= machine.ram_gib
@@ -230,10 +232,10 @@ def test_environment_with_a_card_smaller_than_the_budget(given, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
-    machine = environment(resolve("ltx_video", **given))
+    machine = environment(resolve("ltx_video", given))
     assert (machine.device, machine.vram_gib) == ("cuda", 8)
     assert machine.notes == (
-        "the card has 8.0 GiB, less than vram_budget_gb=12: the card's size is what counts",
+        "the GPU has 8.0 GiB, less than vram_budget_gb=12: its size is the limit",
     )
     assert "NVIDIA GeForce RTX 3060, 8.0 GiB" in repr(machine)
 
