@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +28,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-MINIATURE = Path(__file__).resolve().parent.parent / "data" / "miniatures" / "ltx_video"
+import pytest
+from huggingface_hub import constants
+
+ROOT = Path(__file__).resolve().parent.parent
+MINIATURE = ROOT / "data" / "miniatures" / "ltx_video"
 IN_LFS = (".safetensors", ".bin", ".model", ".gif", ".mp4", ".png", ".jpg")
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES = {
@@ -149,6 +155,33 @@ class HubServer:
             if content and request.repo.startswith(repo) and peeked == bool(BOTH_ENDS.fullmatch(request.range)):
                 found[request.file] += request.sent
         return found
+
+
+def environment(hub: HubServer, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a process that uses `hub`, downloads to `home`, and sees no other setting of the Hub."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    kept |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONPATH": str(ROOT)}
+    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)} | more
+
+
+def use_here(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process's huggingface_hub use `hub` and download to `home`, which is empty, until the test ends."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def python(code: str, env: Mapping[str, str]) -> str:
+    """What `code` prints in a new process, which must succeed."""
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class _Server(ThreadingHTTPServer):

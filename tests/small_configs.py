@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from helpers.architecture import CONFIGS
+from helpers.models.catalogue import CONFIGS
 
 WAN = {"num_layers": 1, "num_attention_heads": 2, "ffn_dim": 512}
 WAN_VAE = {"base_dim": 16, "decoder_base_dim": 16, "num_res_blocks": 1}

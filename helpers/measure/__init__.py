@@ -4,7 +4,7 @@
 
     with VRAMMeter("model offload", budget_gb=12) as meter:  # draws itself below the cell while the block runs
         latents = pipe(..., output_type="latent").frames
-    run = ModeRun.from_meter("model", meter, latents=latents, reference=baseline_latents)
+    run = ModeRun.from_meter("model", meter, latents=latents, baseline=baseline_run.latents)
     Comparison([baseline_run, run], budget_gb=12)            # shows itself as a table
     save(record(settings, offload="model", chosen=run, ...), "outputs/ltx_video/run.json")
 

@@ -28,6 +28,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import psutil
 import torch
@@ -160,33 +161,10 @@ class VRAMMeter:
                 self._begin_phase(name, now)
                 self._sample()
 
-    @property
-    def seconds(self) -> float:
-        return self._readout().seconds
-
-    @property
-    def peak_allocated_gib(self) -> float | None:
-        return self._readout().peak_allocated_gib
-
-    @property
-    def peak_reserved_gib(self) -> float | None:
-        return self._readout().peak_reserved_gib
-
-    @property
-    def peak_device_gib(self) -> float | None:
-        return self._readout().peak_device_gib
-
-    @property
-    def peak_ram_gib(self) -> float:
-        return self._readout().peak_ram_gib
-
-    def as_dict(self) -> dict:
-        """Return title, state, seconds, peaks, forecast and phases, ready for JSON."""
-        return self._readout().as_dict()
-
-    def _readout(self) -> Readout:
+    def readout(self) -> Readout:
+        """Return a snapshot of everything read so far."""
         with self._lock:
-            phases, samples = list(self.phases), list(self.samples)
+            phases, samples = [replace(phase) for phase in self.phases], list(self.samples)
         return Readout(
             self.title,
             self.state,
@@ -197,6 +175,30 @@ class VRAMMeter:
             forecast_gib=self.forecast_gib,
             baseline_ram_gib=self.baseline_ram_gib,
         )
+
+    @property
+    def seconds(self) -> float:
+        return self.readout().seconds
+
+    @property
+    def peak_allocated_gib(self) -> float | None:
+        return self.readout().peak_allocated_gib
+
+    @property
+    def peak_reserved_gib(self) -> float | None:
+        return self.readout().peak_reserved_gib
+
+    @property
+    def peak_device_gib(self) -> float | None:
+        return self.readout().peak_device_gib
+
+    @property
+    def peak_ram_gib(self) -> float:
+        return self.readout().peak_ram_gib
+
+    def as_dict(self) -> dict:
+        """Return title, state, seconds, peaks, forecast and phases, ready for JSON."""
+        return self.readout().as_dict()
 
     def _synchronize(self) -> None:
         if self._device is not None:
@@ -243,10 +245,10 @@ class VRAMMeter:
                 continue
 
     def __repr__(self) -> str:
-        return repr(self._readout())
+        return repr(self.readout())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return self._readout()._repr_mimebundle_()
+        return self.readout()._repr_mimebundle_()
 
 
 def _in_notebook() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from helpers.charts import svg
@@ -56,7 +56,7 @@ class Readout:
 
     @property
     def seconds(self) -> float:
-        return self.samples[-1].seconds if self.samples else 0.0
+        return sum(phase.seconds for phase in self.phases)
 
     @property
     def peak_allocated_gib(self) -> float | None:
@@ -74,8 +74,25 @@ class Readout:
     def peak_ram_gib(self) -> float:
         return _highest(phase.peak_ram_gib for phase in self.phases) or 0.0
 
+    def of_phase(self, name: str) -> Readout:
+        """Return a readout of the phases called `name` alone.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        phases = [phase for phase in self.phases if phase.name == name]
+        if not phases:
+            names = ", ".join(dict.fromkeys(phase.name for phase in self.phases))
+            raise ValueError(f"The meter {self.title!r} has no phase {name!r}: it has {names or 'none yet'}.")
+        samples = [
+            sample
+            for sample in self.samples
+            if any(0 < sample.seconds - phase.start_s <= phase.seconds for phase in phases)
+        ]
+        return replace(self, phases=phases, samples=samples)
+
     def as_dict(self) -> dict:
-        """The figures, ready for JSON."""
+        """Return the figures, ready for JSON."""
         return {
             "title": self.title,
             "state": self.state,

@@ -13,7 +13,6 @@ import json
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -86,7 +85,7 @@ def record(
         "stages": dict(stages),
         "forecast": forecast,
         "latents_equal": all(equal) if equal else None,
-        "modes": [{**asdict(run), "latents_equal": run.latents_equal} for run in modes],
+        "modes": [run.as_dict() for run in modes],
         "meters": {
             stage: dict(meter) if isinstance(meter, Mapping) else meter.as_dict() for stage, meter in meters.items()
         },
