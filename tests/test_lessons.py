@@ -142,7 +142,7 @@ def test_every_notebook_is_in_the_matrix():
     assert {path.stem for path in notebooks()} == set(MATRIX)
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize(("lesson", "run"), RUNS)
 def test_the_notebook_runs_to_its_end_and_can_be_published(executed, lesson, run):
     path = executed(lesson, run) / f"{lesson}.ipynb"
@@ -159,7 +159,7 @@ def test_the_notebook_runs_to_its_end_and_can_be_published(executed, lesson, run
             assert "deprecat" not in str(output.get("text", "")).lower(), f"{cell.id}: {output['text']}"
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize(("lesson", "run"), MODEL_RUNS)
 def test_every_mode_gives_the_plain_runs_latents(executed, lesson, run):
     record = json.loads((executed(lesson, run) / NAMES[lesson] / "run.json").read_text())
@@ -175,7 +175,7 @@ def test_every_mode_gives_the_plain_runs_latents(executed, lesson, run):
     assert record["offload"] == MATRIX[lesson][run].get("offload", default)
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize("lesson", NAMES)
 def test_each_meters_last_frame_is_in_the_notebook(executed, lesson):
     folder = executed(lesson, "defaults")
@@ -186,7 +186,7 @@ def test_each_meters_last_frame_is_in_the_notebook(executed, lesson):
         assert "done" in charts[0]["image/svg+xml"] and "peak" in charts[0]["text/plain"], cell_id
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize("lesson", EXERCISES)
 def test_the_exercises_know_a_right_answer_from_none(executed, lesson):
     folder = executed(lesson, "defaults")
@@ -205,7 +205,7 @@ def test_each_exercise_has_a_level_minutes_and_one_solution(lesson):
 
 
 @pytest.mark.parametrize("lesson", ["01_ltx_video"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize("run", LTX_RUNS)
 def test_the_longer_clip_is_the_clip_and_then_something_new(executed, lesson, run):
     folder, given = executed(lesson, run), MATRIX[lesson][run]
@@ -235,7 +235,7 @@ def test_the_longer_clip_is_the_clip_and_then_something_new(executed, lesson, ru
         assert np.abs(small[-1].astype(float) - small[0]).mean() > 1.5, "the continuation stands still"
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize(
     ("lesson", "gain"), [("01_ltx_video", 5), ("02_wan22_ti2v_5b", 5), ("03_wan22_i2v_a14b_gguf", 5)]
 )
@@ -250,7 +250,7 @@ def test_the_continuation_is_nearer_to_the_truth_than_a_frozen_frame(executed, l
     assert clips.psnr(generated, truth) > clips.psnr(frozen, truth) + gain
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize(
     ("lesson", "run"),
     [(lesson, run) for lesson in ("04_stable_video_diffusion", "05_cogvideox_5b_i2v") for run in MATRIX[lesson]],
@@ -269,7 +269,7 @@ def test_the_longer_clip_has_the_clips_own_size_and_rate(executed, lesson, run):
 
 
 @pytest.mark.parametrize("lesson", ["04_stable_video_diffusion"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_the_lesson_without_words_shows_what_only_it_can_show(executed, lesson):
     folder = executed(lesson, "defaults")
     moved = [float(line.split()[-1]) for line in printed(folder, lesson, "motion").splitlines()]
@@ -281,7 +281,7 @@ def test_the_lesson_without_words_shows_what_only_it_can_show(executed, lesson):
 
 
 @pytest.mark.parametrize("lesson", ["05_cogvideox_5b_i2v"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_the_lesson_of_the_hour_counts_what_travels(executed, lesson):
     folder = executed(lesson, "defaults")
     assert "512 layers, 1,024 tensors, 10.4 GiB" in printed(folder, lesson, "count")
@@ -319,7 +319,7 @@ def test_wrong_values_of_the_last_two_lessons_are_refused_at_once(tmp_path, less
 
 
 @pytest.mark.parametrize("lesson", ["02_wan22_ti2v_5b"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_the_encoder_is_met_only_once(executed, lesson, tmp_path):
     """The second run of a lesson finds the prompt's embeddings; another prompt does not."""
     kept = executed(lesson, "defaults") / "embeddings"
@@ -337,7 +337,7 @@ def test_the_encoder_is_met_only_once(executed, lesson, tmp_path):
 
 
 @pytest.mark.parametrize("lesson", ["02_wan22_ti2v_5b"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed, lesson):
     folder = executed(lesson, "defaults")
     lines = printed(folder, lesson, "overflow").splitlines()
@@ -347,7 +347,7 @@ def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed, lesso
 
 
 @pytest.mark.parametrize("lesson", ["03_wan22_i2v_a14b_gguf"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_the_gguf_lesson_shows_what_only_it_can_show(executed, lesson):
     folder = executed(lesson, "defaults")
     assert "largest difference to the library: 0.0" in printed(folder, lesson, "block")
@@ -361,14 +361,14 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed, lesson):
 
 
 @pytest.mark.parametrize("lesson", ["01_ltx_video"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_what_the_encoder_does_not_see_is_said(executed, lesson):
     assert "the whole prompt is seen" in printed(executed(lesson, "defaults"), lesson, "encode-prompt")
     cut = printed(executed(lesson, "own clip"), lesson, "encode-prompt")
     assert "not seen by the encoder: " in cut and "lowers its arm and digs" in cut
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
     kept = tmp_path / "ltx_video" / "continued.mp4"
     kept.parent.mkdir()
@@ -385,7 +385,7 @@ def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("lesson", ["00_start_here"])
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_the_planner_leaves_its_chart_and_no_controls(executed, lesson):
     shown = [output["data"] for output in outputs(executed(lesson, "defaults"), lesson, "planner")]
     assert len(shown) == 1 and "image/svg+xml" in shown[0] and "take model" in shown[0]["image/svg+xml"]

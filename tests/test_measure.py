@@ -212,7 +212,7 @@ def test_ending_a_process_ends_what_it_started():
     assert process.returncode and not psutil.pid_exists(grandchild) and time.monotonic() - began < 30
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.slow
 def test_a_lesson_is_measured(tmp_path, capsys):
     where = ["--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]

@@ -97,7 +97,7 @@ def inside_the_project():
     shutil.rmtree(folder)
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 @pytest.mark.parametrize("lesson", CASES)
 def test_a_lesson_loads_what_it_needs_from_the_hub_and_then_without_it(lesson, tmp_path, inside_the_project):
     repos, decoys = CASES[lesson]()

@@ -15,14 +15,28 @@ import pytest
 from data.make import forecasts
 from data.make import scoreboard as command
 from helpers import clips, scoreboard
-from helpers.checks import OFFLOAD_MODES, ParameterError
-from helpers.scoreboard import Row, by_set_up, continuations, measured, of_the_table, seed_rows, table, yours
-from helpers.scoreboard_charts import against, grouped_bars, trade_off
+from helpers.lesson import ParameterError
+from helpers.models import OFFLOAD_MODES
+from helpers.scoreboard import (
+    Row,
+    against,
+    by_set_up,
+    continuations,
+    grouped_bars,
+    measured,
+    of_the_table,
+    seed_rows,
+    table,
+    trade_off,
+    yours,
+)
 from tests.notebook_style import ROOT
+
+pytestmark = pytest.mark.scoreboard
 
 H200 = "NVIDIA H200"
 PLAIN = Row("measured", "svd_xt", 1024, 576, 25, "none", H200, 13.3, None, None, 0.7, 0.7, 13.2)
-SWAP = Row("measured", "wan22_i2v_a14b", 640, 384, 81, "model", H200, 10.3, None, None, 7.5, 3.75, exchange=True)
+SWAP = Row("measured", "wan22_i2v_a14b", 640, 384, 81, "model", H200, 10.3, None, None, 7.5, 3.75, swap=True)
 
 
 def a_mode(offload, **changes):
@@ -34,14 +48,14 @@ def a_mode(offload, **changes):
 
 
 def a_record(**changes):
-    meters = [
-        {"cell": "encode-prompt", "state": "done", "seconds": 30.0, "peak_allocated_gib": 0.0,
-         "peak_reserved_gib": 0.0, "peak_ram_gib": 24.0, "forecast_gib": None},
-        {"cell": "generate", "state": "done", "seconds": 9.0, "peak_allocated_gib": 8.0,
-         "peak_reserved_gib": 9.5, "peak_ram_gib": 20.0, "forecast_gib": None},
-        {"cell": "decode", "state": "done", "seconds": 2.0, "peak_allocated_gib": 9.2,
-         "peak_reserved_gib": 10.0, "peak_ram_gib": 12.0, "forecast_gib": None},
-    ]  # fmt: skip
+    meters = {
+        "encode_prompt": {"state": "done", "seconds": 30.0, "peak_allocated_gib": 0.0,
+                          "peak_reserved_gib": 0.0, "peak_ram_gib": 24.0, "forecast_gib": None},
+        "generate": {"state": "done", "seconds": 9.0, "peak_allocated_gib": 8.0,
+                     "peak_reserved_gib": 9.5, "peak_ram_gib": 20.0, "forecast_gib": None},
+        "decode": {"state": "done", "seconds": 2.0, "peak_allocated_gib": 9.2,
+                   "peak_reserved_gib": 10.0, "peak_ram_gib": 12.0, "forecast_gib": None},
+    }  # fmt: skip
     record = {
         "model": "svd_xt", "width": 1024, "height": 576, "num_frames": 25, "offload": "model", "device": H200,
         "weights": "dummy", "resident_step_seconds": 0.7, "step_seconds": 0.8, "peak_ram_gib": 20.0,
@@ -103,7 +117,7 @@ def test_the_records_of_stages_become_rows_with_todays_forecast(data):
     assert sequential.forecast_gib == today
     broken = rows["A14B Q4 640x384x81", "sequential"]
     assert broken.failed.startswith("KeyError") and broken.peak_gib is None
-    assert rows["A14B Q4 640x384x81", "model"].exchange
+    assert rows["A14B Q4 640x384x81", "model"].swap
 
 
 def test_a_lessons_record_takes_the_place_of_the_stages(data):
@@ -127,7 +141,7 @@ def test_a_lessons_record_takes_the_place_of_the_stages(data):
 
 
 @pytest.mark.parametrize(
-    "record", [a_record(modes=[]), a_record(meters=[]), {"setup": "svd_xt", "failed": "stopped", "meters": []}]
+    "record", [a_record(modes=[]), a_record(meters={}), {"setup": "svd_xt", "failed": "stopped", "meters": {}}]
 )
 def test_a_lesson_that_did_not_come_to_its_end_is_no_whole_run(data, record):
     assert scoreboard.whole_runs(data(svd_xt=record)) == [] and len(measured(data())) >= 35
@@ -207,7 +221,7 @@ def test_the_readers_newest_run_of_a_set_up_counts(tmp_path):
     [
         "", "{", "[]", "{}", "null", json.dumps(a_record(modes=[{"offload": "none"}])), json.dumps(a_record(modes=[1])),
         json.dumps({name: value for name, value in a_record().items() if name != "width"}),
-        json.dumps(a_record(meters=[{}])),
+        json.dumps(a_record(meters={"decode": {}})),
     ],
 )  # fmt: skip
 def test_a_record_that_no_lesson_wrote_is_left_out_with_a_warning(tmp_path, content):
@@ -219,7 +233,7 @@ def test_a_record_that_no_lesson_wrote_is_left_out_with_a_warning(tmp_path, cont
 
 def test_a_record_without_a_gpu_has_no_vram(tmp_path):
     none = dict(peak_allocated_gib=None, peak_reserved_gib=None)
-    (tmp_path / "run.json").write_text(json.dumps(a_record(device="cpu", modes=[a_mode("none", **none)], meters=[])))
+    (tmp_path / "run.json").write_text(json.dumps(a_record(device="cpu", modes=[a_mode("none", **none)], meters={})))
     (row,) = yours(tmp_path)
     assert row.peak_gib is None and row.missed is None and row.ram_gib == 20.0
     assert "–" in repr(table([row, PLAIN]))

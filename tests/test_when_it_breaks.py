@@ -229,7 +229,7 @@ def half_written(out):
     return [path for path in out.rglob("*") if "part" in path.name or "tmp" in path.name]
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_after_a_crash_the_rerun_skips_what_is_finished(tmp_path):
     cells = CELLS["01_ltx_video"] + " generate save-latents decode"
     path, out = notebook_of("01_ltx_video", cells, tmp_path), tmp_path / "out"
@@ -300,7 +300,7 @@ def execute(client, code, then=None):
             return text, error
 
 
-@pytest.mark.lesson
+@pytest.mark.notebook
 def test_an_interrupt_ends_the_meter_and_leaves_nothing_half_written(kernel, tmp_path):
     manager, client = kernel
     given = SMALL | {"out_dir": str(tmp_path), "steps": 100_000}
