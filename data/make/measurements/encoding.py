@@ -1,11 +1,11 @@
 """Measure both ways of encoding a prompt at full size, and write data/measurements/encoding.json.
 
-python -m data.make.measure_encoding                        # umT5-XXL: 11 GB of dummy weights on first use
-python -m data.make.measure_encoding --ways layer_by_layer  # on a machine without 24 GB of free RAM
-python -m data.make.measure_encoding --layers 8             # both ways, with the first 8 of the encoder's 24 layers
+python -m data.make.measurements.encoding                        # umT5-XXL; creates 11 GB of dummy weights on first use
+python -m data.make.measurements.encoding --ways layer_by_layer  # on a machine without 24 GB of free RAM
+python -m data.make.measurements.encoding --layers 8             # both ways, with 8 of the encoder's 24 layers
 
-Each way runs in a process of its own, on two threads, and reads files that are in no cache. The file keeps the rows of
-other machines, models and numbers of layers, and those of ways that this run leaves out.
+Each way runs in a separate process, on two threads, and reads files that are not in the page cache. The file keeps the
+rows of other machines, models and numbers of layers, and of the ways that this run leaves out.
 """
 
 import argparse
@@ -22,21 +22,19 @@ import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.make import ROOT
 from helpers import runs
 from helpers.dummies import dummy_folder
 from helpers.meter import GIB, VRAMMeter
 from helpers.models import MODELS
 
-from .train import ROOT
-
 PATH = ROOT / "data" / "measurements" / "encoding.json"
 WAYS = ("fp32", "layer_by_layer")
-PROMPT = "the excavator lowers its arm and digs"
 THREADS = 2
 
 
 def encoder_of(folder: str, way: str) -> torch.nn.Module:
-    """The text encoder, loaded in one of the two ways of the lessons."""
+    """The text encoder in fp32, loaded in one of the lessons' two ways."""
     import transformers
     from accelerate.hooks import attach_align_device_hook
 
@@ -55,13 +53,13 @@ def encoder_of(folder: str, way: str) -> torch.nn.Module:
 
 
 def measure(folder: str, way: str, tokens: int, embeds_path: Path) -> dict:
-    """Load and encode, once. Seconds, and the peak of the process's RAM in GiB."""
+    """Load the encoder and encode a prompt of `tokens` tokens once; returns seconds and peak RAM in GiB."""
     torch.set_num_threads(THREADS)
     for path in (Path(folder) / "text_encoder").glob("*.safetensors"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     ids = torch.randint(3, 100, (1, tokens), generator=torch.Generator().manual_seed(0))
-    import transformers  # noqa: F401 - not counted in the seconds of loading
+    import transformers  # noqa: F401 - imported here so that its time is not counted
 
     with VRAMMeter(way, interval=0.02) as meter, torch.no_grad():
         meter.mark("load")
@@ -77,7 +75,7 @@ def measure(folder: str, way: str, tokens: int, embeds_path: Path) -> dict:
 
 
 def shortened(folder: Path, layers: int, scratch: Path) -> Path:
-    """The same checkpoint with only the first layers of its text encoder: another config beside the same files."""
+    """A checkpoint in `scratch` with only the first layers of the text encoder: a changed config, and links."""
     (scratch / "text_encoder").mkdir()
     (scratch / "model_index.json").symlink_to(folder / "model_index.json")
     for path in (folder / "text_encoder").iterdir():
@@ -93,9 +91,9 @@ def main() -> None:
     parser.add_argument("--model", choices=[name for name, one in MODELS.items() if one.max_prompt_tokens],
                         default="wan22_i2v_a14b")  # fmt: skip
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--tokens", type=int, default=16, help="tokens of the prompt (default: 16)")
-    parser.add_argument("--layers", type=int, help="only the first layers of the encoder (default: all)")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a folder, and where the embeddings go
+    parser.add_argument("--tokens", type=int, default=16, help="length of the prompt in tokens (default: 16)")
+    parser.add_argument("--layers", type=int, help="use only the first layers of the encoder (default: all)")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # the checkpoint, and the file for the embeddings
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one[0], args.ways[0], args.tokens, Path(args.one[1]))))
@@ -109,8 +107,8 @@ def main() -> None:
         folder = shortened(folder, args.layers, Path(scratch)) if args.layers else folder
         for way in args.ways:
             path = Path(scratch) / f"{way}.safetensors"
-            command = [sys.executable, "-m", "data.make.measure_encoding", "--one", str(folder), str(path)]
-            time.sleep(2)  # the memory of the process before is given back
+            command = [sys.executable, "-m", "data.make.measurements.encoding", "--one", str(folder), str(path)]
+            time.sleep(2)  # until the system has reclaimed the memory of the previous process
             command += ["--ways", way, "--tokens", str(args.tokens)]
             done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE)
             found = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """Draw the forecasts of the six set-ups for the README, and time the forecaster.
 
-python -m data.make.forecasts              # writes data/pictures/forecast_*.svg and data/forecasts.json
-python -m data.make.forecasts --benchmark  # seconds and peak RAM of one forecast each, in a process of its own
+python -m data.make.measurements.forecasts              # writes data/pictures/forecast_*.svg and data/forecasts.json
+python -m data.make.measurements.forecasts --benchmark  # seconds and peak RAM of each forecast, in a separate process
 """
 
 import argparse
@@ -11,38 +11,30 @@ import subprocess
 import sys
 import time
 
+from data.make import ROOT
 from helpers.forecast import forecasts
 
-from .train import ROOT
+from .set_ups import BUDGET_GIB, SET_UPS
 
-# name of the picture: the model and the size that the set-up's author ran
-SET_UPS = {
-    "ltx_video": ("ltx_video", 768, 512, 121),
-    "wan22_i2v_a14b_720p": ("wan22_i2v_a14b", 1280, 720, 81),
-    "wan22_i2v_a14b": ("wan22_i2v_a14b", 640, 384, 81),
-    "cogvideox_5b_i2v": ("cogvideox_5b_i2v", 720, 480, 49),
-    "svd_xt": ("svd_xt", 1024, 576, 25),
-    "wan22_ti2v_5b": ("wan22_ti2v_5b", 640, 384, 121),
-}
-CARD = "RTX 4070 Ti"
-BUDGET = 12.0
+GPU = "RTX 4070 Ti"
 
 
 def forecast_of(name: str):
-    """The forecasts of one set-up, all modes."""
-    model, width, height, frames = SET_UPS[name]
-    return forecasts(model, width=width, height=height, num_frames=frames, card=CARD)
+    """The forecasts of a set-up in all modes, as `helpers.forecast.forecasts` returns them."""
+    set_up = SET_UPS[name]
+    width, height, frames = set_up.size
+    return forecasts(set_up.model, width=width, height=height, num_frames=frames, card=GPU)
 
 
 def draw() -> None:
-    """Write a chart for each set-up, and all figures into one JSON file."""
+    """Write a chart for each set-up, and one JSON file with all figures."""
     figures = {}
-    for name, (model, width, height, frames) in SET_UPS.items():
+    for name, set_up in SET_UPS.items():
         result = forecast_of(name)
         path = ROOT / "data" / "pictures" / f"forecast_{name}.svg"
-        path.write_text(result.chart(BUDGET).svg + "\n", encoding="utf-8")
-        size = {"model": model, "width": width, "height": height, "num_frames": frames, "card": CARD}
-        figures[name] = size | result.as_json()
+        path.write_text(result.chart(BUDGET_GIB).svg + "\n", encoding="utf-8")
+        size = dict(zip(("width", "height", "num_frames"), set_up.size, strict=True))
+        figures[name] = {"model": set_up.model} | size | {"card": GPU} | result.as_json()
         print(path.relative_to(ROOT))
     path = ROOT / "data" / "forecasts.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -50,13 +42,15 @@ def draw() -> None:
 
 
 def benchmark() -> None:
-    """Print seconds (imports apart) and peak RAM for each set-up."""
+    """Print the seconds (without imports) and the peak RAM of each forecast."""
     for name in SET_UPS:
-        subprocess.run([sys.executable, "-m", "data.make.forecasts", "--one", name], check=True, cwd=ROOT)
+        command = [sys.executable, "-m", "data.make.measurements.forecasts", "--one", name]
+        subprocess.run(command, check=True, cwd=ROOT)
 
 
-def one(name: str) -> None:
-    import transformers  # noqa: F401 - these imports are left out of the time
+def time_one(name: str) -> None:
+    """Print the seconds and this process's peak RAM of one forecast."""
+    import transformers  # noqa: F401 - imported here so that its time is not counted
     from diffusers import WanImageToVideoPipeline  # noqa: F401
 
     began = time.perf_counter()
@@ -66,13 +60,13 @@ def one(name: str) -> None:
     print(f"{name:<22}{seconds:6.1f} s  {peak:5.2f} GiB of RAM")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--benchmark", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--benchmark", action="store_true", help="time each forecast instead of drawing it")
+    parser.add_argument("--one", choices=SET_UPS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        one(args.one)
+        time_one(args.one)
     elif args.benchmark:
         benchmark()
     else:

@@ -1,13 +1,13 @@
-"""Measure the lessons themselves on a real GPU: the six set-ups at full size, with random weights, within 12 GiB.
+"""Measure the lessons on a GPU: the six set-ups at full size, with random weights, within 12 GiB.
 
-python -m data.make.measure                                       # all set-ups; goes on where it stopped
-python -m data.make.measure --only svd_xt ltx_video --minutes 9   # some of them, no longer than that in all
-python -m data.make.measure --weights miniature --only svd_xt     # tried without a GPU; the record goes to outputs/
+python -m data.make.measurements.lessons                                      # all set-ups; resumes where it stopped
+python -m data.make.measurements.lessons --only svd_xt ltx_video --minutes 9  # some of them, within a total time
+python -m data.make.measurements.lessons --weights miniature --only svd_xt    # a trial run without a GPU, in outputs/
 
-Each lesson runs as a reader would run it from a shell, in a process of its own, and its record goes to
-data/measurements/lessons_<gpu>/<set-up>.json when it ends: the lesson's own run.json, and the peaks and seconds of each
-meter that it showed, the decoding among them. A lesson that fails or runs out of time leaves what it has measured and
-its last error, and the next begins. What is recorded is skipped; what has failed is tried again, after all others.
+Each lesson runs in a separate process, as if started from a shell. When it ends, its record is written to
+data/measurements/lessons_<gpu>/<set-up>.json: the lesson's own run.json, and the peaks and seconds of all meters that
+it showed, including the decoding. If a lesson fails or runs out of time, the record has what was measured so far and
+the last error, and the next lesson starts. Recorded set-ups are skipped; failed ones are tried again after the others.
 """
 
 from __future__ import annotations
@@ -22,53 +22,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
+from data.make import ROOT
 from helpers import runs
 from helpers.cards import CARDS
 from helpers.dummies import CACHE, DummyError, dummy_folder
-from helpers.models import MODELS
 
-from .forecasts import SET_UPS as SIZES
-from .train import ROOT
+from .lesson_meters import line_of, meters_so_far
+from .set_ups import BUDGET_GIB, SET_UPS, SetUp
 
-BUDGET_GIB = 12.0
-LEAST_SECONDS = 60  # with less time left, no further lesson is begun
-LOOK_SECONDS = 3  # between two looks at how far a lesson is
-
-
-@dataclass(frozen=True)
-class SetUp:
-    """A lesson at a size of the table, and the mode that made the clip there. `size` is width, height, frames."""
-
-    lesson: str
-    model: str
-    size: tuple[int, int, int]
-    offload: str
-
-
-def _set_up(name: str, lesson: str, offload: str) -> SetUp:
-    model, *size = SIZES[name]
-    return SetUp(lesson, model, tuple(size), offload)
-
-
-# The most telling first: time may run out.
-SET_UPS = {
-    "wan22_i2v_a14b_720p": _set_up("wan22_i2v_a14b_720p", "03_wan22_i2v_a14b_gguf", "group_leaf"),
-    "cogvideox_5b_i2v": _set_up("cogvideox_5b_i2v", "05_cogvideox_5b_i2v", "sequential"),
-    "ltx_video": _set_up("ltx_video", "01_ltx_video", "sequential"),
-    "svd_xt": _set_up("svd_xt", "04_stable_video_diffusion", "model"),
-    "wan22_i2v_a14b": _set_up("wan22_i2v_a14b", "03_wan22_i2v_a14b_gguf", "model"),
-    "wan22_ti2v_5b": _set_up("wan22_ti2v_5b", "02_wan22_ti2v_5b", "model"),
-}
+LEAST_SECONDS = 60  # with less time left, no further lesson is started
+DESCRIPTION = "Measure the lessons on a GPU, at full size, within a VRAM budget."
+POLL_SECONDS = 3  # between two looks at the progress of a lesson
+# The most informative first, because time may run out.
+ORDER = ("wan22_i2v_a14b_720p", "cogvideox_5b_i2v", "ltx_video", "svd_xt", "wan22_i2v_a14b", "wan22_ti2v_5b")
 
 
 class NotPossible(Exception):
-    """This cannot be measured here; the message says why and what to do."""
+    """A set-up cannot be measured on this machine. The message says why and what to do."""
 
 
 PROBE = """
@@ -80,43 +55,50 @@ if torch.cuda.is_available():
 
 
 def probe() -> dict | None:
-    """Name, GiB and free GiB of the first GPU, or `None`. Asked in a process of its own: it leaves no CUDA here."""
+    """The first GPU's name, memory and free memory in GiB, or `None`.
+
+    Queried in a separate process, so that this one does not start CUDA.
+    """
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT)
     lines = done.stdout.strip().splitlines()
     return json.loads(lines[-1]) if lines else None
 
 
 def check_gpu(gpu: dict | None, weights: str, budget: float) -> None:
-    """Raises NotPossible where there is no GPU, or one with less free memory than the budget."""
+    """Check that there is a GPU with as much free memory as the budget; miniatures need none.
+
+    Raises:
+        NotPossible: If there is not.
+    """
     if weights == "miniature":
         return
     if gpu is None:
         raise NotPossible(
-            f"weights={weights!r} are measured on a GPU, and PyTorch finds no CUDA device here. To try the command "
-            "without one: --weights miniature."
+            f"PyTorch finds no CUDA device here, and weights={weights!r} can only be measured on one. To try the "
+            "command without a GPU, use --weights miniature."
         )
     if gpu["free_gib"] < budget:
         raise NotPossible(
             f"{gpu['name']} has {gpu['free_gib']:.1f} of {gpu['vram_gib']:.1f} GiB free, less than the budget of "
-            f"{budget:g}: end what else uses it, or set --vram-budget-gb."
+            f"{budget:g}. Stop other programs that use it, or set --vram-budget-gb."
         )
 
 
 def short_name(gpu: dict | None) -> str:
-    """A GPU's name for a folder: that of `helpers.cards.CARDS` where it is known."""
+    """The name of a GPU for a folder: that in `helpers.cards.CARDS` if it is listed there."""
     if gpu is None:
         return "cpu"
     name = gpu["name"].removeprefix("NVIDIA ").removeprefix("GeForce ")
-    known = next((card for card in CARDS if card.removesuffix(" 12GB") == name or name.startswith(f"{card} ")), name)
-    known = name if " Ti" in name or " SUPER" in name else known  # another card than the one without
+    known = next((gpu for gpu in CARDS if gpu.removesuffix(" 12GB") == name or name.startswith(f"{gpu} ")), name)
+    known = name if " Ti" in name or " SUPER" in name else known  # not the GPU whose name lacks the suffix
     return re.sub(r"[^a-z0-9]+", "_", known.lower()).strip("_")
 
 
 def make_dummy(model: str, cache: Path) -> float:
-    """Fill the cache with a model's dummy checkpoint; returns the seconds it took.
+    """Create a model's dummy checkpoint in the cache; returns the seconds it took.
 
     Raises:
-        NotPossible: If the disk has no room; then nothing was written.
+        NotPossible: If the disk has too little space. Nothing is written then.
     """
     began = time.monotonic()
     try:
@@ -124,50 +106,13 @@ def make_dummy(model: str, cache: Path) -> float:
     except (DummyError, OSError) as error:
         for folder in (cache / model, cache):
             with contextlib.suppress(OSError):
-                folder.rmdir()  # only where it is empty
+                folder.rmdir()  # only succeeds if it is empty
         raise NotPossible(str(error)) from None
     return time.monotonic() - began
 
 
-METER = re.compile(r"^(?P<title>.+): (?P<state>done|stopped by \w+), (?P<seconds>[\d.]+) s$", re.M)
-VRAM = re.compile(r"^  VRAM: peak ([\d.]+) GiB allocated, ([\d.]+) reserved, ([\d.]+) device-wide", re.M)
-RAM = re.compile(r"^  RAM.*: peak ([\d.]+) GiB", re.M)
-FORECAST = re.compile(r"^  forecast: ([\d.]+) GiB", re.M)
-
-
-def meters(notebook: Path) -> list[dict]:
-    """What the meters in an executed notebook say, in their order; empty where it cannot be read (yet)."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
-        return []
-    found = []
-    for cell in cells:
-        for output in cell.get("outputs", ()):
-            text = "".join(output.get("data", {}).get("text/plain", ""))
-            if not ((meter := METER.match(text)) and (ram := RAM.search(text))):
-                continue
-            vram, forecast = VRAM.search(text), FORECAST.search(text)
-            allocated, reserved, device = map(float, vram.groups()) if vram else (None, None, None)
-            found.append({
-                "cell": cell.get("id"), "title": meter["title"], "state": meter["state"],
-                "seconds": float(meter["seconds"]), "peak_allocated_gib": allocated, "peak_reserved_gib": reserved,
-                "peak_device_gib": device, "peak_ram_gib": float(ram[1]),
-                "forecast_gib": float(forecast[1]) if forecast else None,
-            })  # fmt: skip
-    return found
-
-
-def said(meter: dict) -> str:
-    """A meter as a line of progress."""
-    peak = f"RAM {meter['peak_ram_gib']:.2f} GiB"
-    if meter["peak_allocated_gib"] is not None:
-        peak = f"{meter['peak_allocated_gib']:.2f} GiB allocated, {meter['peak_reserved_gib']:.2f} reserved, {peak}"
-    return f"    {meter['cell']}: {meter['state']}, {meter['seconds']:.1f} s, {peak}"
-
-
 def parameters(set_up: SetUp, options: argparse.Namespace) -> dict[str, str]:
-    """What the lesson is run with. A miniature has a size of its own."""
+    """The lesson's parameters. A miniature keeps its own size."""
     width, height, frames = set_up.size
     size = {} if options.weights == "miniature" else {"width": width, "height": height, "num_frames": frames}
     return {
@@ -177,25 +122,25 @@ def parameters(set_up: SetUp, options: argparse.Namespace) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def ended_with_all_it_started(process: subprocess.Popen) -> Iterator[None]:
-    """Kill a process and what it started, kernels too, when the block is left before it has ended by itself."""
+def killed_with_descendants(process: subprocess.Popen) -> Iterator[None]:
+    """A context that kills a process and its descendants, kernels included, if it is left while the process runs."""
     try:
         yield
     finally:
         if process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                others = psutil.Process(process.pid).children(recursive=True)
-                process.kill()  # first, so that it does not go on when they are gone
-                for one in others:
+                descendants = psutil.Process(process.pid).children(recursive=True)
+                process.kill()  # first, so that it cannot continue without them
+                for one in descendants:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         one.kill()
-                psutil.wait_procs(others, timeout=10)
+                psutil.wait_procs(descendants, timeout=10)
             process.wait()
 
 
 def run(set_up: SetUp, options: argparse.Namespace, folder: Path, seconds: float) -> dict:
-    """One lesson, at most so many seconds; returns its run.json, if it came so far, its meters, and why it failed."""
-    shutil.rmtree(folder, ignore_errors=True)  # a lesson goes on with the latents that it finds
+    """Run one lesson for at most `seconds`; returns its run.json if there is one, its meters, and why it failed."""
+    shutil.rmtree(folder, ignore_errors=True)  # a lesson would reuse the latents that it finds
     folder.mkdir(parents=True)
     given = [word for name, value in parameters(set_up, options).items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "helpers.run_lesson", set_up.lesson, "--out", str(folder)]
@@ -206,10 +151,10 @@ def run(set_up: SetUp, options: argparse.Namespace, folder: Path, seconds: float
     began, shown, timed_out = time.monotonic(), 0, False
     with (folder / "log.txt").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        with ended_with_all_it_started(process):
+        with killed_with_descendants(process):
             while process.poll() is None and not timed_out:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(min(LOOK_SECONDS, max(0.1, began + seconds - time.monotonic())))
+                    process.wait(min(POLL_SECONDS, max(0.1, began + seconds - time.monotonic())))
                 shown = show_new(folder, shown)
                 timed_out = process.poll() is None and time.monotonic() - began > seconds
         log.seek(0)
@@ -227,23 +172,16 @@ def run(set_up: SetUp, options: argparse.Namespace, folder: Path, seconds: float
     return record | {"failed": failed, "lesson_seconds": taken, "meters": read}
 
 
-def meters_so_far(folder: Path) -> list[dict]:
-    """Those of the executed notebook as it is now: while it runs, after it has failed, or whole."""
-    patterns = ("*.partial.ipynb", "*.failed.ipynb", "*.ipynb")
-    notebooks = (path for pattern in patterns for path in folder.glob(pattern))
-    return next(filter(None, map(meters, notebooks)), [])
-
-
 def show_new(folder: Path, shown: int) -> int:
-    """Print the meters that have come since `shown` of them were; returns how many there are."""
+    """Print the meters after the first `shown`; returns how many there are now."""
     found = meters_so_far(folder)
     for meter in found[shown:]:
-        print(said(meter), flush=True)
+        print(line_of(meter), flush=True)
     return max(shown, len(found))
 
 
 def failure(log: str, status: int) -> str | None:
-    """What a lesson's output says of its failure: the line with the error, or `None` where all went well."""
+    """The line of a lesson's output with its error, or `None` if it succeeded."""
     if status == 0:
         return None
     lines = [line.strip() for line in log.splitlines() if line.strip()]
@@ -252,7 +190,7 @@ def failure(log: str, status: int) -> str | None:
 
 
 def record_of(name: str, set_up: SetUp, options: argparse.Namespace, gpu: dict | None, found: dict) -> dict:
-    """What is kept of one run: the lesson's record, or as much of it as is known, and the machine."""
+    """The record of one run: the lesson's own, or as much of it as is known, and the machine."""
     width, height, frames = set_up.size
     asked = {
         "model": set_up.model, "weights": options.weights, "offload": set_up.offload, "width": width, "height": height,
@@ -265,7 +203,7 @@ def record_of(name: str, set_up: SetUp, options: argparse.Namespace, gpu: dict |
 
 
 def recorded(path: Path) -> str:
-    """"done" where the record holds measured modes, "failed" where it does not, "" where there is none."""
+    """"done" if the record has measured modes, "failed" if it does not, "" if there is none."""
     try:
         return "done" if json.loads(path.read_text(encoding="utf-8")).get("modes") else "failed"
     except (OSError, ValueError, AttributeError):
@@ -273,14 +211,14 @@ def recorded(path: Path) -> str:
 
 
 def measure(options: argparse.Namespace, gpu: dict | None) -> int:
-    """All set-ups that were asked for, one after another; returns how many have not come to their end."""
+    """Measure the requested set-ups one after another; returns how many are not complete."""
     records, work = options.out / f"lessons_{short_name(gpu)}", options.work
-    names = [name for name in SET_UPS if not options.only or name in options.only]
+    names = [name for name in ORDER if name in SET_UPS and (not options.only or name in options.only)]
     states = {name: "" if options.again else recorded(records / f"{name}.json") for name in names}
     todo = sorted((name for name in names if states[name] != "done"), key=lambda name: states[name] == "failed")
     for name in names:
         if states[name] == "done":
-            print(f"{name}: recorded already (--again measures it once more)", flush=True)
+            print(f"{name}: recorded already (--again measures it again)", flush=True)
     deadline, bad = time.monotonic() + 60 * options.minutes, 0
     for number, name in enumerate(todo):
         set_up, left = SET_UPS[name], deadline - time.monotonic()
@@ -297,7 +235,7 @@ def measure(options: argparse.Namespace, gpu: dict | None) -> int:
                 print(f"    not measured: {error}", flush=True)
                 bad += 1
                 continue
-            print(f"    dummy checkpoint filled in {filled:.1f} s", flush=True)
+            print(f"    dummy checkpoint created in {filled:.1f} s", flush=True)
         limit = max(1.0, min(60 * options.lesson_minutes, deadline - time.monotonic()))
         found = run(set_up, options, work / name, limit) | {"dummy_seconds": filled}
         path = runs.save(record_of(name, set_up, options, gpu, found), records / f"{name}.json")
@@ -312,41 +250,39 @@ def measure(options: argparse.Namespace, gpu: dict | None) -> int:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: more than 0")
+        raise argparse.ArgumentTypeError(f"{text}: must be more than 0")
     return value
 
 
 def _steps(text: str) -> int:
     if (value := int(text)) < 2:
-        raise argparse.ArgumentTypeError(f"{text}: two or more, for the first step is not like the others")
+        raise argparse.ArgumentTypeError(f"{text}: must be two or more, because the first step differs from the others")
     return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0 if all is recorded, 1 if something failed or is left, 2 if it could not begin."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.make.measure", description="Measure the lessons on a GPU, at full size, within a budget."
-    )
-    parser.add_argument("--only", nargs="+", choices=SET_UPS, metavar="SET_UP", help=f"some of {', '.join(SET_UPS)}")
-    parser.add_argument("--again", action="store_true", help="also what is recorded already")
-    parser.add_argument("--minutes", type=_positive, default=60.0, help="for all together (default: 60)")
-    parser.add_argument("--lesson-minutes", type=_positive, default=20.0, help="for each lesson (default: 20)")
-    parser.add_argument("--weights", choices=("dummy", "miniature"), default="dummy")
-    parser.add_argument("--steps", type=_steps, default=2, help="of the final run (default: 2)")
-    parser.add_argument("--vram-budget-gb", type=_positive, default=BUDGET_GIB, help="GiB (default: 12)")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="of the lessons")
-    parser.add_argument("--out", type=Path, help="folder for lessons_<gpu>/ (default: data/measurements)")
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "measure", help="what the lessons write")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="dummy checkpoints; its name is 'dummy'")
-    parser.add_argument("--drop-dummies", action="store_true", help="delete each when no further set-up needs it")
+    """The command line. Returns 0 if all set-ups are recorded, 1 if some failed or remain, 2 if it could not start."""
+    parser = argparse.ArgumentParser(prog="python -m data.make.measurements.lessons", description=DESCRIPTION)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=SET_UPS, metavar="SET_UP", help=f"any of {', '.join(SET_UPS)}")
+    add("--again", action="store_true", help="measure recorded set-ups again")
+    add("--minutes", type=_positive, default=60.0, help="for all set-ups together (default: 60)")
+    add("--lesson-minutes", type=_positive, default=20.0, help="for each lesson (default: 20)")
+    add("--weights", choices=("dummy", "miniature"), default="dummy")
+    add("--steps", type=_steps, default=2, help="denoising steps of the final run (default: 2)")
+    add("--vram-budget-gb", type=_positive, default=BUDGET_GIB, help="GiB (default: 12)")
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the lessons")
+    add("--out", type=Path, help="folder for lessons_<gpu>/ (default: data/measurements)")
+    add("--work", type=Path, default=ROOT / "outputs" / "measure", help="folder for the lessons' outputs")
+    add("--cache", type=Path, default=CACHE, help="folder of the dummy checkpoints; must be called 'dummy'")
+    add("--drop-dummies", action="store_true", help="delete each dummy checkpoint after its last set-up")
     options = parser.parse_args(arguments)
-    tried = options.weights == "miniature"  # no measurement of a model: not among the measurements
+    tried = options.weights == "miniature"  # measures no real model, so it does not belong in data/measurements
     options.out = (options.out or ROOT / ("outputs/measure" if tried else "data/measurements")).resolve()
     options.work, options.cache = options.work.resolve(), options.cache.expanduser().resolve()
     try:
         if options.cache.name != "dummy":
-            raise NotPossible(f"--cache {options.cache}: the lessons look for a folder called 'dummy'.")
-        assert {one.model for one in SET_UPS.values()} <= MODELS.keys()
+            raise NotPossible(f"--cache {options.cache}: the lessons expect a folder called 'dummy'.")
         gpu = probe()
         check_gpu(gpu, options.weights, options.vram_budget_gb)
         print(f"on {gpu['name']}, {gpu['vram_gib']:.1f} GiB" if gpu else "on the CPU", flush=True)

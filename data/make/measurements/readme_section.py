@@ -1,8 +1,9 @@
-"""Write the README's table of measurements and its two charts from the records, and the clips' contact sheet.
+"""Write the README's section about the measurements, with its two charts, and the contact sheet of the clips.
 
-python -m data.make.scoreboard                  # the section of README.md between its markers, and two charts
-python -m data.make.scoreboard --check          # writes nothing; says what is not as it would be written
-python -m data.make.scoreboard --clips outputs  # data/pictures/scoreboard_clips.png, from the lessons' runs in a folder
+python -m data.make.measurements.readme_section                  # the section between its markers, and two charts
+python -m data.make.measurements.readme_section --check          # writes nothing and lists the files that are outdated
+python -m data.make.measurements.readme_section --clips outputs  # data/pictures/scoreboard_clips.png, from the lessons'
+                                                                 # runs in a folder
 """
 
 from __future__ import annotations
@@ -15,49 +16,50 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.make import ROOT
 from helpers import pictures
 from helpers.checks import OFFLOAD_MODES
 from helpers.scoreboard import Row, by_set_up, continuations, measured, of_the_table, whole_runs
 from helpers.scoreboard_charts import grouped_bars
 
-from .train import ROOT
+from .set_ups import BUDGET_GIB
 
-BUDGET_GIB = 12.0
-BEGIN, END = "<!-- scoreboard: written by `python -m data.make.scoreboard` -->", "<!-- scoreboard: end -->"
+BEGIN = "<!-- scoreboard: written by `python -m data.make.measurements.readme_section` -->"
+END = "<!-- scoreboard: end -->"
 PICTURES = ("scoreboard_peaks.svg", "scoreboard_time.svg")
-COLOURS = 128  # of the contact sheet: drawn frames need no more, and the file stays small
+COLOURS = 128  # of the contact sheet: enough for drawn frames, in a small file
 
 
 def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
-    """The README's section: a table of the modes, the charts, and the whole runs within the budget if there are any."""
+    """The README's section in Markdown: a table of the modes, the charts, and the whole runs within the budget."""
     device, names = rows[0].device, dict.fromkeys(row.set_up for row in rows)
     lines = [
         f"The five models at full size with random weights, in every mode, on one {device.removeprefix('NVIDIA ')}. "
-        "Each cell: peak GiB of allocated VRAM, and the time of a denoising step over that of the plain run. Bold "
-        f"stays below {BUDGET_GIB:g} GiB.",
+        "Each cell: peak allocated VRAM in GiB, and the time of a denoising step relative to the baseline (`none`). "
+        f"Bold: below {BUDGET_GIB:g} GiB.",
         "",
-        f"| | {' | '.join(OFFLOAD_MODES)} | plain step |",
+        f"| | {' | '.join(OFFLOAD_MODES)} | baseline step |",
         "|---" * (len(OFFLOAD_MODES) + 2) + "|",
     ]
     for name in names:
         own = {row.offload: row for row in rows if row.set_up == name}
-        plain = next((row.resident_step_seconds for row in own.values() if row.resident_step_seconds), None)
+        baseline = next((row.resident_step_seconds for row in own.values() if row.resident_step_seconds), None)
         cells = [_cell(own.get(mode)) for mode in OFFLOAD_MODES]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'' if plain is None else f'{plain:.3g} s'} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {'' if baseline is None else f'{baseline:.3g} s'} |")
     lines += [
         "",
-        f"![Peak VRAM of every offload mode of the set-ups, against {BUDGET_GIB:g} GiB](data/pictures/{PICTURES[0]})",
-        f"![Time of a denoising step in every mode, as a ratio to the plain run](data/pictures/{PICTURES[1]})",
+        f"![Peak VRAM of the set-ups in every offload mode, against {BUDGET_GIB:g} GiB](data/pictures/{PICTURES[0]})",
+        f"![Time of a denoising step in every mode, relative to the baseline](data/pictures/{PICTURES[1]})",
     ]
     if any(row.exchange for row in rows):
-        note = "A14B's two experts change places once a clip in `model` offload; the ratio spreads that over its steps."
+        note = "In `model` offload, A14B's two experts are swapped once per clip; the ratio spreads it over all steps."
         lines += ["", note]
     if whole:
-        note = "The lessons decode with the VAE alone, without the denoiser: where that is the peak, modes are alike."
+        note = "The lessons decode with only the VAE loaded. Where decoding is the peak, all modes need the same VRAM."
         lines += ["", note]
         lines += [
             "",
-            f"Whole lessons, from the prompt to the decoded clip, with PyTorch held to {BUDGET_GIB:g} GiB:",
+            f"Whole lessons, from the prompt to the decoded clip, with PyTorch limited to {BUDGET_GIB:g} GiB:",
             "",
             "| | mode | peak allocated | reserved | RAM | prompt | step | decode | same latents |",
             "|---" * 9 + "|",
@@ -67,13 +69,13 @@ def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
             seconds = (one["prompt_seconds"], one["step_seconds"], one["decode_seconds"])
             cells = [one["set_up"], one["offload"], *(_figure(value, "GiB") for value in gib)]
             prompt, step, decode = (_figure(value, "s") for value in seconds)
-            step += " (once a clip: the experts change places)" if one["exchange"] else ""
+            step += " (includes swapping the experts, once per clip)" if one["exchange"] else ""
             cells += [prompt, step, decode, one["same_latents"]]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "`python -m data.make.measure` runs the lessons on your own card and adds its record. "
-        "[Lesson 06](notebooks/06_scoreboard.ipynb) sets these figures beside your runs.",
+        "`python -m data.make.measurements.lessons` runs the lessons on your own GPU and adds its record. "
+        "[Lesson 06](notebooks/06_scoreboard.ipynb) compares these figures with your runs.",
     ]
     return "\n".join(lines)
 
@@ -92,7 +94,7 @@ def _figure(value: float | None, unit: str) -> str:
 
 
 def charts(rows: Sequence[Row]) -> dict[str, str]:
-    """The two charts as SVG, by the name of their file."""
+    """The two charts as SVG, by file name."""
     device = rows[0].device.removeprefix("NVIDIA ")
     peaks = grouped_bars(
         f"Peak VRAM of every offload mode, on one {device}", by_set_up(rows, "peak_gib"), limit=BUDGET_GIB,
@@ -100,7 +102,7 @@ def charts(rows: Sequence[Row]) -> dict[str, str]:
     )  # fmt: skip
     time = grouped_bars(
         f"Time of every offload mode, on one {device}", by_set_up(rows, "ratio"), doubling=True,
-        what="seconds of a denoising step over those of the plain run; each line is twice the one before",
+        what="seconds of a denoising step relative to the baseline; each line doubles the previous one",
     )  # fmt: skip
     return {PICTURES[0]: peaks.svg + "\n", PICTURES[1]: time.svg + "\n"}
 
@@ -109,16 +111,20 @@ def with_section(readme: str, text: str) -> str:
     """`readme` with `text` between its markers.
 
     Raises:
-        ValueError: If it has not exactly one pair of them.
+        ValueError: If there is not exactly one pair of markers.
     """
     pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.S)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError(f"README.md needs one pair of markers: {BEGIN} and {END}")
+        raise ValueError(f"README.md needs exactly one pair of markers: {BEGIN} and {END}")
     return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", readme)
 
 
 def wanted(root: Path = ROOT) -> dict[Path, str]:
-    """What the command writes: the text of each file."""
+    """The text of each file that the command writes.
+
+    Raises:
+        ValueError: If there are no measurements, or README.md lacks its markers.
+    """
     rows = of_the_table(measured(root / "data"))
     if not rows:
         raise ValueError(f"{root / 'data' / 'measurements'} has no record of a measured set-up")
@@ -130,20 +136,25 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
 
 
 def contact_sheet(folder: Path) -> Path:
-    """One row of frames for each model whose lesson was run into `folder`, the same moments in each."""
+    """Save a picture with one row of frames, at the same moments, for each lesson that was run into `folder`.
+
+    Raises:
+        ValueError: If there is none.
+    """
     rows = continuations([folder])
     if not rows:
-        raise ValueError(f"{folder} has no lesson's run with a clip: run the lessons with `--out {folder}` first")
+        raise ValueError(f"{folder} has no run of a lesson with a clip: run the lessons with `--out {folder}` first")
     page = pictures.side_by_side(rows, count=4, height=96)
     path = ROOT / "data" / "pictures" / "scoreboard_clips.png"
     return pictures.save_image(path, page.quantize(COLOURS, dither=Image.Dither.NONE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, or 1 where something is missing or, with --check, not as it would be written."""
-    parser = argparse.ArgumentParser(prog="python -m data.make.scoreboard", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; name the files that would change")
-    parser.add_argument("--clips", type=Path, help="draw the contact sheet from the lessons' runs in this folder")
+    """The command line. Returns 0, or 1 if something is missing or, with --check, a file is outdated."""
+    command = "python -m data.make.measurements.readme_section"
+    parser = argparse.ArgumentParser(prog=command, description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, list the outdated files")
+    parser.add_argument("--clips", type=Path, help="draw the contact sheet of the runs in this folder")
     options = parser.parse_args(arguments)
     try:
         if options.clips:
@@ -154,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     for path, text in stale:
-        print(f"{path.relative_to(ROOT)}{' is not as its records say' if options.check else ''}")
+        print(f"{path.relative_to(ROOT)}{' is outdated' if options.check else ''}")
         if not options.check:
             path.write_text(text, encoding="utf-8")
     return int(options.check and bool(stale))

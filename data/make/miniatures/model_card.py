@@ -1,132 +1,146 @@
-"""Measure a miniature and write its card: `metrics.json`, `README.md` beside the weights, and the README's picture.
+"""Measure a miniature and write its model card: `metrics.json` and `README.md` beside the weights, and a picture.
 
-python -m data.make.card ltx_video               # measures 48 clips, some ten minutes on a laptop
-python -m data.make.card ltx_video --no-measure  # writes the card anew from metrics.json
+python -m data.make.miniatures.model_card ltx_video               # measures 48 clips, about ten minutes on a laptop
+python -m data.make.miniatures.model_card ltx_video --no-measure  # rewrites the card from metrics.json
 """
 
 import argparse
-import importlib
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.make import ROOT
+from data.make.clips.sample_clips import SCENES
+from data.make.clips.scenes import prompt_of
 from helpers import clips, pictures
-from helpers.models import model
+from helpers.models import MODELS
 
-from .sample_clips import SCENES
-from .scenes import prompt_of
-from .train import ROOT, is_ambient
-from .truth import truth
-
-CONTEXT = """- over the first {several} frames: {psnr_context:.2f} dB from nine frames of context, {psnr_single:.2f} dB from one
-  (moving pixels {moving_psnr_context:.2f} and {moving_psnr_single:.2f});
-"""  # for a model that takes several frames
+from .evaluate import evaluate
+from .families import family_of
 
 PICTURES = ROOT / "data" / "pictures"
 
-CARD = """# The miniature of {title}
+CARD = """# {title} miniature
 
-The same classes as the real model, with tiny configurations, trained on clips that `data/make/scenes.py` draws. It
-continues pictures of an excavator, a wheel loader and a wood chipper for {seconds} ({frames} frames of {width}x{height}
-at {fps} a second), and {follows}. It exists so that every cell of the lessons runs anywhere.
+The same classes as the real model with small configurations, trained on clips drawn by `data/make/clips`. It continues
+pictures of an excavator, a wheel loader and a wood chipper for {seconds} ({frames} frames of {width}x{height} at
+{fps} per second). {behaviour} The miniature lets every cell of the
+lessons run on any machine.
 
-## How true it is
+## Accuracy
 
-Medians over {clips} clips that were never trained on, {steps} denoising steps, through the unmodified pipeline; made with
-`python -m data.make.card {model}`. PSNR in dB over the new frames, "moving" over the pixels that differ from the last
-seen frame in the truth.
+Medians over {clips} clips that were never trained on, with {steps} denoising steps and the unmodified pipeline, measured by
+`python -m data.make.miniatures.model_card {model}`. PSNR is in dB over the new frames; "moving" counts only the pixels
+that differ from the last seen frame in the truth.
 
 | | PSNR | SSIM | PSNR, moving |
 |---|---|---|---|
 | generated | {psnr_generated:.2f} | {ssim_generated:.3f} | {moving_psnr_generated:.2f} |
-| the last frame held still | {psnr_freeze:.2f} | {ssim_freeze:.3f} | {moving_psnr_freeze:.2f} |
-| the VAE's own reconstruction of the truth (the ceiling) | {psnr_oracle:.2f} | {ssim_oracle:.3f} | {moving_psnr_oracle:.2f} |
-| the same, had the camera been steady: no single frame tells how it will sway | {psnr_steady:.2f} | {ssim_steady:.3f} | {moving_psnr_steady:.2f} |
-| generated, {wrongly} | {psnr_wrong:.2f} | {ssim_wrong:.3f} | {moving_psnr_wrong:.2f} |
+| last frame repeated | {psnr_freeze:.2f} | {ssim_freeze:.3f} | {moving_psnr_freeze:.2f} |
+| VAE reconstruction of the truth (the upper limit) | {psnr_oracle:.2f} | {ssim_oracle:.3f} | {moving_psnr_oracle:.2f} |
+| the same with a steady camera, because a single frame does not reveal how the camera sways | {psnr_steady:.2f} | {ssim_steady:.3f} | {moving_psnr_steady:.2f} |
+| generated with {wrong_prompt} | {psnr_wrong:.2f} | {ssim_wrong:.3f} | {moving_psnr_wrong:.2f} |
 
-- {beats_freeze:.1%} of the continuations are nearer to the truth than the frozen frame;
-- {right_beats_wrong:.1%} are nearer with the right {told} than with {other};
-{context}- {seconds_per_clip} s a clip on the machine that measured ({device}).
+- {beats_freeze:.1%} of the continuations are closer to the truth than the repeated frame.
+- {right_beats_wrong:.1%} are closer with the right {told} than with {other}.
+{context}- One clip takes {seconds_per_clip} s on the measuring machine ({device}).
 
-What it cannot do well: {weak}.
+Limits: {limits}
 
-## How it was made
+## Training
 
-`python -m data.make.train {model}` trains both parts from nothing. These weights were trained in legs, each starting from
-the last one's weights with `--start-from`:
+`python -m data.make.miniatures.train {model}` trains everything from scratch. These weights were trained in several
+runs, each starting from the previous weights (`--start-from`):
 
-{legs}
+{stages}
 
-{encoder} {stored} Licence: Apache 2.0, as the project.
+{encoder} {storage} Licence: Apache 2.0, as the project.
+"""
+# for a model that takes several frames
+CONTEXT = """- Over the first {several} frames: {psnr_context:.2f} dB with {given} frames of context, {psnr_single:.2f} dB with
+one (moving pixels: {moving_psnr_context:.2f} and {moving_psnr_single:.2f} dB).
 """
 PROMPTED = {
-    "follows": """follows prompts such as "the excavator raises its arm slowly". It knows nothing else: other
-pictures come out broken, other words are noise to it""",
+    "behaviour": """It follows prompts such as "the excavator raises its arm slowly". It knows nothing else: other
+pictures give broken clips, and other words have no meaning to it.""",
     "told": "prompt",
     "other": "another action",
-    "wrongly": "with another action in the prompt",
-    "weak": """what moves fast and is small (a bucket's teeth, chips in the air) softens towards the end of the
-clip, and what a moving part uncovers is guessed""",
-    "encoder": """The text encoder is a small {kind} with random weights from a fixed seed: enough to tell the prompts apart. The tokenizer is a
-sentencepiece model trained on the prompts.""",
+    "wrong_prompt": "another action in the prompt",
+    "limits": """small, fast objects (the teeth of a bucket, chips in the air) blur towards the end of the clip, and whatever a
+moving object uncovers is guessed.""",
+    "encoder": """The text encoder is a small {kind} with random weights from a fixed seed, which is enough to tell the prompts apart. The
+tokenizer is a sentencepiece model trained on the prompts.""",
 }
 AMBIENT = {
-    "follows": """moves them as much as `motion_bucket_id` says: clouds, trees, dust, smoke and the
-camera. The machine stops, whatever it did: there is no prompt to tell it to go on. Other pictures come out smeared""",
+    "behaviour": """It moves clouds, trees, dust, smoke and the camera as much as `motion_bucket_id` says.
+The machine always stops, because there is no prompt that could tell it to continue. Other pictures give smeared clips.""",
     "told": "`motion_bucket_id`",
     "other": "another",
-    "wrongly": "with another `motion_bucket_id`",
-    "weak": "fine texture (the ground, branches) softens as the camera drifts in, and what is uncovered is guessed",
-    "encoder": "The image encoder is a small CLIP with random weights from a fixed seed: enough to tell pictures apart.",
+    "wrong_prompt": "another `motion_bucket_id`",
+    "limits": """fine texture (the ground, branches) blurs as the camera drifts in, and whatever is uncovered is guessed.""",
+    "encoder": """The image encoder is a small CLIP with random weights from a fixed seed, which is enough to tell pictures apart.""",
 }
 
 
-def write_card(name: str, folder: Path, metrics: dict) -> None:
-    """`README.md` in the miniature's folder, from its metrics."""
-    entry = model(name)
+def card(name: str, metrics: dict) -> str:
+    """The text of a model card.
+
+    Args:
+        metrics: From `metrics.json`: the figures of `evaluate`, and "training", the stages of `train`.
+    """
+    entry, family = MODELS[name], family_of(name)
     size = entry.defaults["miniature"]
-    family = importlib.import_module(f"data.make.{name}")
-    legs = "\n".join(
-        f"- {leg['stage']}: {leg['steps']:,} steps in {leg['seconds']:.0f} s on {leg['device']}"
-        for leg in metrics["training"]
+    stages = "\n".join(
+        f"- {stage['stage']}: {stage['steps']:,} steps in {stage['seconds']:.0f} s on {stage['device']}"
+        for stage in metrics["training"]
     )
-    seconds = round(size.num_frames / family.FPS)
-    wrong = "wrong_motion" if is_ambient(family) else "wrong_prompt"
-    words = AMBIENT
-    if not is_ambient(family):
-        kind = family.ENCODER.removesuffix("EncoderModel")
-        words = PROMPTED | {"encoder": PROMPTED["encoder"].format(kind=kind)}
-    several = size.num_frames - family.Continuer.context
+    seconds = round(size.num_frames / family.fps)
+    wrong = "wrong_motion" if family.ambient else "wrong_prompt"
+    words = AMBIENT if family.ambient else PROMPTED
+    encoder = words["encoder"].format(kind=family.encoder.removesuffix("EncoderModel"))
+    several = {"given": family.context, "several": size.num_frames - family.context}
     text = CARD.format(
         title=entry.title,
         frames=size.num_frames,
         width=size.width,
         height=size.height,
-        fps=family.FPS,
+        fps=family.fps,
         seconds="one second" if seconds == 1 else f"{seconds} seconds",
-        legs=legs,
+        stages=stages,
+        storage=family.storage,
+        context=CONTEXT.format(**several, **metrics) if family.context > 1 else "",
         **{f"{measure}_wrong": metrics[f"{measure}_{wrong}"] for measure in ("psnr", "ssim", "moving_psnr")},
-        **words,
-        stored=getattr(family, "STORED", "All is stored in fp16."),
-        context=CONTEXT.format(several=several, **metrics) if "psnr_context" in metrics else "",
+        **words | {"encoder": encoder},
         **metrics,
     )
-    (folder / "README.md").write_text(text)
+    return "\n\n".join(map(_wrapped, text.strip().split("\n\n"))) + "\n"
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph or a list of the card with lines of at most 120 characters; headings and tables as they are."""
+    if block.startswith(("#", "|")):
+        return block
+    items = block.split("\n- ") if block.startswith("- ") else [block]
+    wrap = textwrap.TextWrapper(120, break_on_hyphens=False, break_long_words=False)
+    if block.startswith("- "):
+        wrap.initial_indent, wrap.subsequent_indent = "- ", "  "
+    return "\n".join(wrap.fill(item.removeprefix("- ")) for item in items)
 
 
 def draw_picture(name: str, folder: Path, device: str) -> None:
-    """The sample clips' last frames and what the miniature makes of them, in one picture."""
-    family = importlib.import_module(f"data.make.{name}")
-    continuer = family.Continuer(folder, device)
+    """Save a picture with the last frames of the sample clips and how the miniature continues them."""
+    family = family_of(name)
+    continuer = family.continuer(folder, device)
+    steps = MODELS[name].defaults["miniature"].steps
     rows = {}
     for clip_name, (machine, action, speed, _) in SCENES.items():
-        clip = clips.read(clip_name).fit(*family.SIZE)
+        clip = clips.read(clip_name).fit(*family.size)
         last = torch.from_numpy(clip.frames[-1]).permute(2, 0, 1).float() / 255
-        steps = model(name).defaults["miniature"].steps
-        told = 0.5 if is_ambient(family) else prompt_of(machine, action, speed)
-        new = continuer.from_one(last, told, steps, seed=0)[1:]
+        prompt = 0.5 if family.ambient else prompt_of(machine, action, speed)
+        new = continuer.from_one(last, prompt, steps, seed=0)[1:]
         new = (new * 255).round().byte().permute(0, 2, 3, 1).numpy()
         past = clip.frames[[-48, -24, -1]]
         rows[clip_name.replace("_", " ")] = np.concatenate([past, new[[len(new) * k // 3 - 1 for k in (1, 2, 3)]]])
@@ -134,22 +148,24 @@ def draw_picture(name: str, folder: Path, device: str) -> None:
     pictures.save_image(PICTURES / f"{name}.png", pictures.side_by_side(rows, count=6, height=108))
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("model", choices=MODELS, metavar="MODEL", help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--clips", type=int, default=48, help="clips to measure (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="selects the clips (default: %(default)s)")
+    parser.add_argument(
+        "--measure", action=argparse.BooleanOptionalAction, default=True, help="or use metrics.json as it is"
+    )
     args = parser.parse_args()
     folder = ROOT / "data" / "miniatures" / args.model
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {"training": []}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.measure:
-        steps = model(args.model).defaults["miniature"].steps
-        metrics |= truth(args.model, folder, args.clips, args.seed, steps, device)
+        steps = MODELS[args.model].defaults["miniature"].steps
+        metrics |= evaluate(args.model, folder, args.clips, args.seed, steps, device)
         path.write_text(json.dumps(metrics, indent=1) + "\n")
-    write_card(args.model, folder, metrics)
+    (folder / "README.md").write_text(card(args.model, metrics))
     draw_picture(args.model, folder, device)
 
 

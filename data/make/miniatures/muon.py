@@ -1,15 +1,15 @@
-"""The optimizer of the denoisers' matrices, as a recorded training step needs it."""
+"""The Muon optimizer in a form that a training step recorded as a CUDA graph can use."""
 
 import math
 
 import torch
 
-# Keller Jordan's, https://kellerjordan.github.io/posts/muon/: steep at zero, so that five rounds are enough
+# From https://kellerjordan.github.io/posts/muon/ (Keller Jordan): steep at zero, so that five rounds are enough.
 COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """The matrices [n, a, b] with all their singular values brought near to 1, by Newton and Schulz's iteration."""
+    """The matrices [n, a, b] with all singular values close to 1, by Newton-Schulz iteration."""
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalized(matrices.mT).mT
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -21,14 +21,14 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon`, but it takes all matrices of a shape at once, and its learning rate may be a tensor.
+    """`torch.optim.Muon` that updates all matrices of a shape at once and accepts a tensor as the learning rate.
 
-    Both matter to a step that is recorded as a CUDA graph: fewer kernels, and a rate that is not written into them.
+    Both matter for a step recorded as a CUDA graph: it launches fewer kernels, and the rate can change after recording.
 
     Args:
-        matrices: Parameters [rows, ...]; a convolution's kernel is taken as a matrix, a row for each channel it makes.
-        lr: An update's root mean square is 0.4 times this. AdamW's is about half of that; so a rate that suits AdamW
-            may be given here.
+        matrices: Parameters [rows, ...]. A convolution kernel is treated as a matrix with one row per output channel.
+        lr: The root mean square of an update is 0.4 times this value. That of AdamW is about half as large, so a rate
+            that suits AdamW also suits Muon.
     """
 
     def __init__(self, matrices, lr: float | torch.Tensor, momentum: float = 0.95, weight_decay: float = 0.01):
@@ -43,13 +43,14 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """Update all matrices from their gradients."""
         for group in self.param_groups:
             matrices, rate, kept = group["params"], group["lr"], group["momentum"]
             gradients = [matrix.grad for matrix in matrices]
             momenta = [self.state[matrix]["momentum"] for matrix in matrices]
             torch._foreach_mul_(momenta, kept)
             torch._foreach_add_(momenta, gradients)
-            ahead = torch.stack(torch._foreach_add(gradients, momenta, alpha=kept)).flatten(2)  # Nesterov's
+            ahead = torch.stack(torch._foreach_add(gradients, momenta, alpha=kept)).flatten(2)  # Nesterov momentum
             size = 0.4 * math.sqrt(max(ahead.shape[1:]))
             update = orthogonalized(ahead) * (-size * rate)
             torch._foreach_mul_(matrices, 1 - rate * group["weight_decay"])

@@ -1,41 +1,41 @@
-"""Learning to go on from one's own answers.
+"""Training a denoiser on its own predictions.
 
-At work only a denoiser's first step sees nothing but noise. Each later one sees noise over what the step before took
-for the clean latents, mistakes included; one that has only ever seen noise over the truth takes the mistakes for true.
-Shown its own answers in training, it learns to mend them, and every step makes the clip better.
+At inference only the first denoising step sees pure noise. Each later step sees noise added to the clean latents that
+the previous step predicted, with its mistakes. A denoiser trained only on noise added to the true latents trusts these
+mistakes; trained on its own predictions it learns to correct them, and every step improves the clip.
 """
 
 import torch
 
-FROM = 0.9  # of the noise: from here on up next to nothing is to be seen of what lies below
+ALMOST_PURE = 0.9  # noise level from which next to nothing of the latents is visible
 
 
-class Drafts:
-    """For each clip of the training set the latest answer to almost pure noise; at first the truth.
+class OwnPredictions:
+    """The latest prediction for each clip of the training set, made from almost pure noise; initially the truth.
 
     Args:
         latents: [N, C, T, H, W] fp16, the true ones.
+
+    Attributes:
+        latest: [N, C, T, H, W] fp16.
     """
 
     def __init__(self, latents: torch.Tensor):
-        self.kept = latents.clone()
+        self.latest = latents.clone()
 
-    def under_noise(self, pick: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """What to lay noise over, [n, C, T, H, W], for the clips `pick` [n] whose true latents are `clean`.
+    def estimates(self, pick: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """The latents [n, C, T, H, W] to add noise to, for the clips `pick` [n] whose true latents are `clean`.
 
-        Half of it are drafts as they are, half somewhere between draft and truth, as a later step's answers are.
+        Half of them are predictions as they are. The other half lie at a random point between prediction and truth, as
+        the predictions of later steps do.
         """
         n, device = len(pick), clean.device
-        draft = self.kept[pick].float()
+        predicted = self.latest[pick].float()
         nearer = torch.rand(n, device=device) * (torch.rand(n, device=device) < 0.5)
-        return torch.lerp(draft, clean, nearer.view(-1, 1, 1, 1, 1))
+        return torch.lerp(predicted, clean, nearer.view(-1, 1, 1, 1, 1))
 
-    def keep(self, pick: torch.Tensor, made: torch.Tensor, which: torch.Tensor) -> None:
-        """Put the answers `made` [n, C, T, H, W] in place of the clips' drafts, those with `which` [n] only."""
+    def keep(self, pick: torch.Tensor, predicted: torch.Tensor, which: torch.Tensor) -> None:
+        """Replace the predictions of the clips `pick` [n] by `predicted` [n, C, T, H, W] where `which` [n] is true."""
         which = which.view(-1, 1, 1, 1, 1)
-        self.kept.index_copy_(0, pick, torch.where(which, made.detach().to(self.kept.dtype), self.kept[pick]))
-
-
-def prompt_or_none(prompts: torch.Tensor, none: int) -> torch.Tensor:
-    """The prompts' indices [n], some at random that of no prompt: guidance compares with it."""
-    return torch.where(torch.rand(len(prompts), device=prompts.device) < 0.08, none, prompts)
+        predicted = predicted.detach().to(self.latest.dtype)
+        self.latest.index_copy_(0, pick, torch.where(which, predicted, self.latest[pick]))

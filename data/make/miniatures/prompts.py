@@ -1,7 +1,7 @@
-"""The miniatures' prompt side: a T5 tokenizer trained on our prompts, a small T5 encoder with random weights.
+"""The miniatures' prompts: a T5 tokenizer trained on them, and a small T5 encoder with random weights.
 
-Random is enough here: an untrained transformer already gives every sentence its own embedding, and the denoiser learns
-what each one means. The classes, the files and the calls are those of the real models.
+Random weights are enough: an untrained encoder already gives every sentence a distinct embedding, and the denoiser
+learns what each one means. The classes, files and calls are those of the real models.
 """
 
 import io
@@ -14,10 +14,10 @@ import torch
 import transformers
 from transformers import T5TokenizerFast
 
-from .scenes import PROMPTS
+from data.make.clips.scenes import PROMPTS
 
 WIDTH = 32  # of an embedding
-MAX_TOKENS = 128  # what LTX-Video's pipeline pads a prompt to
+MAX_TOKENS = 128  # LTX-Video's pipeline pads a prompt to this length
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -47,7 +47,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_encoder(folder: Path, vocab_size: int, encoder: str = "T5EncoderModel", seed: int = 0) -> None:
-    """Make the small encoder of the class `encoder` from a seed and save it in fp16."""
+    """Save a small encoder of the class `encoder` with random weights from a seed, in fp16."""
     torch.manual_seed(seed)
     encoder_class = getattr(transformers, encoder)
     config = encoder_class.config_class(
@@ -67,13 +67,27 @@ def save_encoder(folder: Path, vocab_size: int, encoder: str = "T5EncoderModel",
     encoder_class(config).half().save_pretrained(folder)
 
 
+def save_tokenizer_and_encoder(work: Path, encoder: str) -> None:
+    """Save a new tokenizer and a small encoder of the class `encoder` in the folders that a pipeline expects."""
+    (work / "tokenizer").mkdir(exist_ok=True)
+    save_tokenizer(work / "tokenizer")
+    save_encoder(work / "text_encoder", len(T5TokenizerFast.from_pretrained(work / "tokenizer")), encoder)
+
+
 @torch.no_grad()
 def embed(folder: Path, prompts: list[str], positions: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [N, L, WIDTH] and mask [N, L] as the pipeline computes them.
+    """Embed prompts as the pipeline does.
 
-    A T5 encoder sees all of `MAX_TOKENS` positions, as in LTX-Video's pipeline; a UMT5 encoder is given the mask, as in
-    Wan's. The denoiser masks the padding or has zeros there, so it is cut after the longest prompt. Not so CogVideoX's,
-    which attends to all `positions` that its pipeline pads a prompt to: these are kept where they are given.
+    A T5 encoder attends to all `MAX_TOKENS` positions, as in LTX-Video's pipeline; a UMT5 encoder gets the mask, as in
+    Wan's.
+
+    Args:
+        folder: Holds `tokenizer` and `text_encoder`.
+        positions: The number of positions to keep, for a denoiser that also attends to the padding (CogVideoX). By
+            default the padding is cut after the longest prompt, because the denoiser masks it or has zeros there.
+
+    Returns:
+        Embeddings [N, L, WIDTH] in fp32 and mask [N, L].
     """
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
     (name,) = json.loads((folder / "text_encoder" / "config.json").read_text())["architectures"]
@@ -86,6 +100,11 @@ def embed(folder: Path, prompts: list[str], positions: int | None = None) -> tup
 
 
 def save_pipeline(pipe, work: Path, folder: Path) -> None:
-    """Save a pipeline, and beside its fast tokenizer the sentencepiece model that this was made from."""
+    """Save a pipeline, and with its fast tokenizer the sentencepiece model that the tokenizer was made from."""
     pipe.save_pretrained(folder)
     shutil.copyfile(work / "tokenizer" / "spiece.model", folder / "tokenizer" / "spiece.model")
+
+
+def drop_some(prompts: torch.Tensor, empty: int) -> torch.Tensor:
+    """Prompt indices [n] with 8 % of them replaced by the index of the empty prompt, for classifier-free guidance."""
+    return torch.where(torch.rand(len(prompts), device=prompts.device) < 0.08, empty, prompts)

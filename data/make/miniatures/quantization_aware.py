@@ -1,14 +1,21 @@
-"""Learning with the weights that a file will keep: rounded on the way forward, exact for the gradients.
+"""Quantization-aware training: weights are rounded to their storage format in the forward pass.
 
-A model that never saw its weights rounded makes more errors with them; one that learnt with them hardly any.
+The gradients pass through the rounding unchanged (a straight-through estimator: Bengio, Leonard and Courville, 2013,
+arXiv:1308.3432). A model trained this way loses almost nothing when its file is written; rounding the weights of any
+other model adds visible errors.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+LAYERS = (torch.nn.Linear, torch.nn.Conv3d)  # hold most of a miniature's weights
+Chosen = Callable[[str, torch.nn.Module], bool]  # whether to quantize a layer, from its name and the layer
+
 
 def q4_0(weight: torch.Tensor) -> torch.Tensor:
-    """What Q4_0 keeps of a matrix [rows, columns], blocks of 32 columns; gradients pass as if it kept all."""
+    """A matrix [rows, columns] rounded to Q4_0, in blocks of 32 columns."""
     blocks = weight.unflatten(1, (-1, 32))
     scale = blocks.gather(2, blocks.abs().argmax(2, keepdim=True)) / -8
     steps = (blocks / torch.where(scale == 0, 1, scale) + 8.5).floor().clamp(0, 15) - 8
@@ -17,43 +24,48 @@ def q4_0(weight: torch.Tensor) -> torch.Tensor:
 
 
 def fp8(weight: torch.Tensor) -> torch.Tensor:
-    """What a file in fp8 (e4m3) keeps of a tensor; gradients pass as if it kept all."""
+    """A tensor of any shape rounded to fp8 (e4m3)."""
     return weight + (weight.to(torch.float8_e4m3fn).to(weight.dtype) - weight).detach()
 
 
-LAYERS = (torch.nn.Linear, torch.nn.Conv3d)  # whose weights are most of a miniature
+def prepare(module: torch.nn.Module, rounding: Callable[[torch.Tensor], torch.Tensor], chosen: Chosen):
+    """Choose the layers of `module` whose weights the functions `quantized_...` round.
 
+    Args:
+        rounding: `q4_0` or `fp8`.
+        chosen: Whether to round the weights of a layer.
 
-def learn_as(kind, module: torch.nn.Module, chosen) -> torch.nn.Module:
-    """Have the functions `..._as_stored` round the weights of the layers in the module that `chosen` says yes to."""
+    Returns:
+        The module.
+    """
     for name, layer in module.named_modules():
         if isinstance(layer, LAYERS):
-            layer.stored_as = kind if chosen(name, layer) else None
+            layer.rounding = rounding if chosen(name, layer) else None
     return module
 
 
-def weight_as_stored(layer: torch.nn.Module) -> torch.Tensor:
-    """The layer's weight as it will come out of the file."""
-    return layer.stored_as(layer.weight) if layer.stored_as else layer.weight
+def quantized_weight(layer: torch.nn.Module) -> torch.Tensor:
+    """The weight of a prepared layer as its file will store it."""
+    return layer.rounding(layer.weight) if layer.rounding else layer.weight
 
 
-def linear_as_stored(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """`Linear.forward` with the weight as it will come out of the file."""
-    return F.linear(x, weight_as_stored(layer), layer.bias)
+def quantized_linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """`Linear.forward` with the quantized weight."""
+    return F.linear(x, quantized_weight(layer), layer.bias)
 
 
-def conv_as_stored(layer: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-    """`Conv3d.forward` with the weight as it will come out of the file."""
-    return layer._conv_forward(x, weight_as_stored(layer), layer.bias)
+def quantized_conv(layer: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """`Conv3d.forward` with the quantized weight."""
+    return layer._conv_forward(x, quantized_weight(layer), layer.bias)
 
 
-def is_fp8(name: str, layer: torch.nn.Module) -> bool:
-    """Whether a transformer's layer is stored in fp8: all linear ones but those that read and write latents."""
+def inner_linear(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a layer is one of a transformer's linear layers, except those that read and write the latents."""
     return isinstance(layer, torch.nn.Linear) and name not in ("proj_in", "proj_out")
 
 
-def in_fp8(module: torch.nn.Module, chosen=is_fp8) -> torch.nn.Module:
-    """The module, to be saved: its chosen layers' weights in fp8, twice as many for the bytes, all else in fp16."""
+def in_fp8(module: torch.nn.Module, chosen: Chosen = inner_linear) -> torch.nn.Module:
+    """The module, ready to be saved: the weights of the chosen layers in fp8, everything else in fp16."""
     for name, layer in module.named_modules():
         if isinstance(layer, LAYERS) and chosen(name, layer):
             layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)

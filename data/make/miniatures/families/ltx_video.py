@@ -1,7 +1,4 @@
-"""The LTX-Video miniature: how its parts are built, what its transformer learns, how its folder is put together.
-
-A family module like this one is all that `data.make.train` needs to know of a model; the other families are siblings.
-"""
+"""LTX-Video: the clip's first latent frames are given, and time is counted in seconds."""
 
 from pathlib import Path
 
@@ -17,17 +14,18 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
-from . import text
-from .drafts import FROM, Drafts, prompt_or_none
-from .stored import conv_as_stored, fp8, in_fp8, is_fp8, learn_as, linear_as_stored
-from .vaes import forward_replaced, worth_of_channels
+from .. import prompts
+from ..on_own_predictions import ALMOST_PURE, OwnPredictions
+from ..prompts import drop_some
+from ..quantization_aware import fp8, in_fp8, inner_linear, prepare, quantized_conv, quantized_linear
+from ..vaes import channel_weights, forward_replaced, maybe_compiled
+from .base import BaseFamily
+from .protocol import Continuer, SteppedDenoising
 
-FRAMES = 25  # 8k+1, as the real model's rule
-SIZE, FPS = (288, 160), 24
+FRAMES = 25  # 8k + 1, the rule of the real model
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
-SEVERAL = 0.4  # of the draws are as `LTXConditionPipeline` has them,
-GIVEN = (1, 2, 3, 3, 3, 3, 4, 5)  # with one of these numbers of latent frames to begin with
-STORED = "The transformer's matrices and the decoder's kernels are stored in fp8, all else in fp16."  # for the card
+SEVERAL = 0.4  # share of the clips that are conditioned as `LTXConditionPipeline` does it,
+GIVEN = (1, 2, 3, 3, 3, 3, 4, 5)  # with one of these numbers of given latent frames
 VAE = dict(
     latent_channels=64,
     block_out_channels=(48, 64, 128),
@@ -55,52 +53,8 @@ TRANSFORMER = dict(
     attention_head_dim=64,
     cross_attention_dim=192,
     num_layers=8,
-    caption_channels=text.WIDTH,
+    caption_channels=prompts.WIDTH,
 )
-
-
-def build_vae() -> AutoencoderKLLTXVideo:
-    return AutoencoderKLLTXVideo(**VAE)
-
-
-def build_denoiser() -> LTXVideoTransformer3DModel:
-    return learn_as(fp8, LTXVideoTransformer3DModel(**TRANSFORMER), is_fp8)
-
-
-DENOISERS = {"transformer": "denoiser"}  # the pipeline's part, and the name of the stage that trains it
-ENCODER = "T5EncoderModel"
-
-
-def in_a_block(name: str, layer: torch.nn.Module) -> bool:
-    """Whether a layer of the VAE is stored in fp8: the decoder's, but those that read latents and write pixels."""
-    return name.startswith("decoder.up_blocks")
-
-
-def halves(vae, compiled: bool):
-    """Functions from pixels to the posterior, and from latents to pixels, with the decoder's weights as stored."""
-    learn_as(fp8, vae, in_a_block)
-    encoder, decoder = vae.encoder, vae.decoder
-    if compiled:
-        encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)
-
-    @forward_replaced(torch.nn.Conv3d, conv_as_stored)
-    def decoded(latents):
-        return decoder(latents)
-
-    return lambda x: DiagonalGaussianDistribution(encoder(x)), decoded
-
-
-def picture(clips: torch.Tensor) -> None:
-    """The given frame needs no encoding of its own: it is the clip's first latent frame."""
-
-
-def set_statistics(vae, mean: torch.Tensor, std: torch.Tensor) -> None:
-    vae.latents_mean.copy_(mean), vae.latents_std.copy_(std)
-
-
-def statistics(vae) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents' channels [C], by which the pipeline normalises them."""
-    return vae.latents_mean, vae.latents_std
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -108,57 +62,55 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return latents.flatten(2).transpose(1, 2)
 
 
-class Denoising:
-    """The transformer's training loss on normalised latents, the same conditioning as in the two LTX pipelines.
+class LTXDenoising(SteppedDenoising):
+    """Denoising with the conditioning of both LTX pipelines.
 
-    `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior; `LTXConditionPipeline`
-    gives several, adds a little noise to them, and counts time in another way. Both are learnt.
+    `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior. `LTXConditionPipeline`
+    gives several, adds a little noise to them, and counts time differently. The transformer learns both.
 
     Args:
         latents: [N, C, T, H, W] fp16, normalised per channel.
-        prompts: [N] long, index of each clip's prompt in `embeds` (the last entry of `embeds` is the empty prompt).
-        posterior_std: [C], what sampling from the posterior adds to a conditioning latent, in normalised units.
+        prompts: [N] long, the index of each clip's prompt in `embeds`, whose last entry is the empty prompt.
+        posterior_std: [C], what sampling from the posterior adds to a given latent frame, in normalised units.
+        embeds, mask: [P + 1, L, width] and [P + 1, L].
     """
 
-    def __init__(self, latents, _, prompts, posterior_std, embeds, mask, batch_size, part):
+    def __init__(self, latents, prompts, posterior_std, embeds, mask, batch_size):
         self.latents, self.prompts, self.embeds, self.mask = latents, prompts, embeds, mask.to(embeds.dtype)
         self.posterior_std, self.batch_size = posterior_std, batch_size
-        self.worth, self.drafts = worth_of_channels(posterior_std), Drafts(latents)
+        self.channel_weights, self.own = channel_weights(posterior_std), OwnPredictions(latents)
         frames, height, width = latents.shape[2:]
         grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
         self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
-        self.often = torch.tensor(GIVEN, device=latents.device)
+        self.given = torch.tensor(GIVEN, device=latents.device)
 
     def coordinates(self, from_condition_pipeline: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
-        """Seconds, row and column of each token as the pipeline has them, [B, 3, N], for arguments [B, 1]."""
+        """Seconds, row and column of each token as the pipeline counts them, [B, 3, tokens], for arguments [B, 1]."""
         frame, row, column = self.at.expand(len(fps), -1, -1).unbind(1)
         first = torch.where(from_condition_pipeline, 1 - TEMPORAL, 0)
         time = (frame * TEMPORAL + first).clamp(min=0)
         return torch.stack([time / fps, row * SPATIAL, column * SPATIAL], dim=1)
 
     def levels(self, steps: int) -> list[float]:
-        """The noise levels of the scheduler's steps."""
         return torch.linspace(1, 0, steps + 1).tolist()[:-1]
 
-    @forward_replaced(torch.nn.Linear, linear_as_stored)
-    def answer(self, transformer, pick, below, sigma, prompt, several=None) -> torch.Tensor:
-        """What the transformer takes for the clean latents of the clips `pick` when it sees `below` under noise.
-
-        Latents are [B, C, T, H, W], `sigma` is [B, 1, 1, 1, 1]. For the clips with `several` [B] all is as the pipeline
-        for several conditions has it.
+    @forward_replaced(torch.nn.Linear, quantized_linear)
+    def predict(self, denoiser, pick, estimate, sigma, prompt, several=None) -> torch.Tensor:
+        """As `SteppedDenoising.predict`; the clips where `several` [B] is true are conditioned as
+        `LTXConditionPipeline` does it.
         """
         latents, sigma = self.latents[pick].float(), sigma.flatten(2)
-        clean, below, n = pack(latents), pack(below), len(pick)
+        clean, estimate, n = pack(latents), pack(estimate), len(pick)
         several = torch.zeros(n, 1, 1, device=pick.device).bool() if several is None else several.view(-1, 1, 1)
-        often = self.often[torch.randint(len(GIVEN), (n, 1, 1), device=pick.device)]
-        given = torch.where(several, often, 1)
+        drawn = self.given[torch.randint(len(GIVEN), (n, 1, 1), device=pick.device)]
+        given = torch.where(several, drawn, 1)
         known = self.at[0].view(1, -1, 1) < given
         context = clean + self.posterior_std * torch.randn_like(clean)
-        # `image_cond_noise_scale` of the pipeline for several; with no noise at all it continues a little better still
+        # `image_cond_noise_scale` of `LTXConditionPipeline`; at work it continues slightly better without any
         context = context + several * 0.15 * sigma**2 * torch.randn_like(clean)
         fps = torch.where(torch.rand(n, 1, device=pick.device) < 0.2, 25.0, 24.0)
-        noisy = torch.where(known, context, (1 - sigma) * below + sigma * torch.randn_like(clean))
-        velocity = transformer(
+        noisy = torch.where(known, context, (1 - sigma) * estimate + sigma * torch.randn_like(clean))
+        velocity = denoiser(
             hidden_states=noisy,
             encoder_hidden_states=self.embeds[prompt],
             encoder_attention_mask=self.mask[prompt],
@@ -166,44 +118,25 @@ class Denoising:
             return_dict=False,
             video_coords=self.coordinates(several[..., 0], fps),
         )[0]
-        made = torch.where(known, clean, noisy - sigma * velocity.float())
-        return made.transpose(1, 2).unflatten(2, latents.shape[2:])
+        predicted = torch.where(known, clean, noisy - sigma * velocity.float())
+        return predicted.transpose(1, 2).unflatten(2, latents.shape[2:])
 
-    def loss(self, transformer) -> torch.Tensor:
+    def loss(self, denoiser) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
         pick = torch.randint(len(self.latents), (n,), device=device)
-        clean, prompt = self.latents[pick].float(), prompt_or_none(self.prompts[pick], len(self.embeds) - 1)
+        clean, prompt = self.latents[pick].float(), drop_some(self.prompts[pick], len(self.embeds) - 1)
         several = torch.rand(n, device=device) < SEVERAL
         u = torch.rand(n, 1, 1, 1, 1, device=device)
-        sigma = 4.0 * u / (1 + 3 * u)  # more of the noisy end, where the picture is decided
-        made = self.answer(transformer, pick, self.drafts.under_noise(pick, clean), sigma, prompt, several)
-        self.drafts.keep(pick, made, (sigma.flatten() > FROM) & ~several)
-        # the less noise there was, the more exact it has to be; below a quarter no step of the lesson lies
-        error = (made - clean) ** 2 / sigma.clamp(min=0.25) * self.worth.view(-1, 1, 1, 1)
+        sigma = 4.0 * u / (1 + 3 * u)  # more of the high noise levels, where the picture is decided
+        predicted = self.predict(denoiser, pick, self.own.estimates(pick, clean), sigma, prompt, several)
+        self.own.keep(pick, predicted, (sigma.flatten() > ALMOST_PURE) & ~several)
+        # the less noise, the more precise it has to be; no step of the lesson lies below a quarter
+        error = (predicted - clean) ** 2 / sigma.clamp(min=0.25) * self.channel_weights.view(-1, 1, 1, 1)
         return error[:, :, 1:].mean()
 
 
-def assemble(work: Path, folder: Path) -> None:
-    """Put the trained parts of `work` together as a pipeline folder in the diffusers layout: the transformer's matrices
-    and the decoder's kernels in fp8, all else in fp16.
-    """
-    pipe = LTXImageToVideoPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
-        vae=in_fp8(AutoencoderKLLTXVideo.from_pretrained(work / "vae"), in_a_block),
-        transformer=in_fp8(LTXVideoTransformer3DModel.from_pretrained(work / "transformer")),
-        text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
-        tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
-    )
-    text.save_pipeline(pipe, work, folder)
-
-
-class Continuer:
-    """The finished folder at work: what `data.make.truth` asks of every family.
-
-    Frames are float tensors [T, 3, H, W] in 0..1; a continuation's first frames repeat the frames it was given.
-    """
-
-    context = 9  # frames that `from_several` takes
+class LTXContinuer(Continuer):
+    """Continues one frame with `LTXImageToVideoPipeline` and several with `LTXConditionPipeline`."""
 
     def __init__(self, folder: Path, device: str):
         self.pipe = LTXImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
@@ -213,7 +146,7 @@ class Continuer:
 
     def _call(self, pipe, frames, prompt, steps, seed, **given):
         height, width = frames.shape[-2:]
-        # encoded once for both pipelines: the second one would pad to 256 tokens, and a T5 encoder sees the padding
+        # Encoded here for both pipelines: the second pads to 256 tokens, and a T5 encoder attends to the padding.
         embeds, mask, _, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         out = pipe(
             prompt_embeds=embeds,
@@ -234,7 +167,64 @@ class Continuer:
         return self._call(self.pipe, frame[None], prompt, steps, seed, image=frame[None])
 
     def from_several(self, frames, prompt, steps, seed):
-        pictures = self.pipe.video_processor.numpy_to_pil(frames.permute(0, 2, 3, 1).numpy())
-        condition = LTXVideoCondition(video=pictures, frame_index=0)
-        given = dict(conditions=[condition], image_cond_noise_scale=0.0)  # as in lesson 01: the frames are exact
+        images = self.pipe.video_processor.numpy_to_pil(frames.permute(0, 2, 3, 1).numpy())
+        condition = LTXVideoCondition(video=images, frame_index=0)
+        given = dict(conditions=[condition], image_cond_noise_scale=0.0)  # as in lesson 01: without noise
         return self._call(self.several, frames, prompt, steps, seed, **given)
+
+
+def in_up_block(name: str, layer: torch.nn.Module) -> bool:
+    """Whether a layer of the VAE is stored in fp8: those of the decoder, except the ones that read latents and write
+    pixels.
+    """
+    return name.startswith("decoder.up_blocks")
+
+
+class LTXVideo(BaseFamily):
+    frames, size, fps, context = FRAMES, (288, 160), 24, 9
+    vae_class, denoiser_class = AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+    storage = "The transformer's matrices and the decoder's kernels are stored in fp8, everything else in fp16."
+    finishes_decoder = True
+
+    def build_vae(self) -> AutoencoderKLLTXVideo:
+        return AutoencoderKLLTXVideo(**VAE)
+
+    def build_denoiser(self) -> LTXVideoTransformer3DModel:
+        return prepare(LTXVideoTransformer3DModel(**TRANSFORMER), fp8, inner_linear)
+
+    def encoder_and_decoder(self, vae, compiled: bool):
+        """As in the protocol; the decoder uses its weights as the file will store them."""
+        prepare(vae, fp8, in_up_block)
+        encoder, decoder = maybe_compiled(compiled, vae.encoder, vae.decoder)
+
+        @forward_replaced(torch.nn.Conv3d, quantized_conv)
+        def decoded(latents):
+            return decoder(latents)
+
+        return lambda x: DiagonalGaussianDistribution(encoder(x)), decoded
+
+    def set_statistics(self, vae, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        vae.latents_mean.copy_(mean), vae.latents_std.copy_(std)
+        return mean, std
+
+    def statistics(self, vae) -> tuple[torch.Tensor, torch.Tensor]:
+        return vae.latents_mean, vae.latents_std
+
+    def denoising(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, component):
+        return LTXDenoising(latents, prompts, posterior_std, embeds, mask, batch_size)
+
+    def assemble(self, work: Path, folder: Path) -> None:
+        pipe = LTXImageToVideoPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+            vae=in_fp8(AutoencoderKLLTXVideo.from_pretrained(work / "vae"), in_up_block),
+            transformer=in_fp8(LTXVideoTransformer3DModel.from_pretrained(work / "transformer")),
+            text_encoder=T5EncoderModel.from_pretrained(work / "text_encoder", dtype=torch.float16),
+            tokenizer=T5TokenizerFast.from_pretrained(work / "tokenizer"),
+        )
+        prompts.save_pipeline(pipe, work, folder)
+
+    def continuer(self, folder: Path, device: str) -> LTXContinuer:
+        return LTXContinuer(folder, device)
+
+
+FAMILY = LTXVideo()

@@ -1,12 +1,13 @@
-"""The miniature of Stable Video Diffusion XT: no prompt, only a picture and how much shall move.
+"""Stable Video Diffusion XT: no prompt, only a picture and the amount of motion.
 
-There are no actions in its clips: `data.make.scenes` draws a machine that has stopped, and all that goes on around it.
-How much goes on is what the model is told as `motion_bucket_id`.
+Its clips show no actions: `data.make.clips.scenes` draws a machine that has stopped and the motion around it. The model
+gets the amount of motion as `motion_bucket_id`.
 """
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -19,15 +20,15 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .vaes import scale_to_one as set_statistics  # noqa: F401 - part of what a family module offers
+from helpers.architecture import CONFIGS
+
+from ..vaes import maybe_compiled, scale_to_one
+from .base import BaseFamily, PromptContinuer
+from .protocol import Denoising
 
 FRAMES, SIZE, FPS = 25, (256, 128), 7  # sides that are multiples of 64; the real model's frames and frame rate
-AMBIENT = True  # no prompt: clips are ambient, and each has an amount of motion, 0 to 1
-DENOISERS = {"unet": "denoiser"}
-ENCODER = "CLIPVisionModelWithProjection"
 BUCKETS = 255  # the `motion_bucket_id` of an amount of 1
-SIGMAS = (0.002, 700.0)  # the least and the most noise, as the published scheduler has them
-PUBLISHED = Path(__file__).resolve().parents[1] / "configs" / "svd_xt"
+SIGMAS = (0.002, 700.0)  # the lowest and the highest noise level of the published scheduler
 WIDTH = 32  # of a picture's embedding
 LATENT = (8, SIZE[1] // 8, SIZE[0] // 8)  # channels, height and width of a frame's latents
 VAE = dict(
@@ -46,38 +47,6 @@ IMAGE_ENCODER = dict(
 )  # fmt: skip
 
 
-def build_vae() -> AutoencoderKLTemporalDecoder:
-    return AutoencoderKLTemporalDecoder(**VAE)
-
-
-def build_denoiser() -> UNetSpatioTemporalConditionModel:
-    return UNetSpatioTemporalConditionModel(**UNET)
-
-
-def save_encoder(work: Path) -> None:
-    """Make the small image encoder from a seed: random weights already give every picture its own embedding."""
-    torch.manual_seed(0)
-    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER))
-    encoder.half().save_pretrained(work / "image_encoder")
-
-
-def halves(vae: AutoencoderKLTemporalDecoder, compiled: bool):
-    """Functions from pixels to the posterior, and from latents to pixels, of clips [B, C, T, H, W]."""
-    encode, decode = vae.encoder, vae.decoder
-    if compiled:
-        encode, decode = torch.compile(encode, dynamic=False), torch.compile(decode, dynamic=False)
-
-    def posterior_of(x):
-        return DiagonalGaussianDistribution(as_clips(vae.quant_conv(encode(as_frames(x))), len(x)))
-
-    def rebuilt(z):
-        batch, frames = z.shape[0], z.shape[2]
-        none_alone = z.new_zeros(batch, frames)
-        return as_clips(decode(as_frames(z), num_frames=frames, image_only_indicator=none_alone), batch)
-
-    return posterior_of, rebuilt
-
-
 def as_frames(clips: torch.Tensor) -> torch.Tensor:
     """[B, C, T, H, W] to [B * T, C, H, W]."""
     return clips.transpose(1, 2).flatten(0, 1)
@@ -88,21 +57,17 @@ def as_clips(frames: torch.Tensor, batch: int) -> torch.Tensor:
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def picture(clips: torch.Tensor) -> None:
-    """The given frame is a part of what `Told` keeps for each clip."""
+class MotionConditioning:
+    """Everything that the pipeline passes to the UNet about a clip, as one row of values.
 
-
-class Told:
-    """What the pipeline tells the UNet about a clip, as one row of numbers.
-
-    A row holds the `motion_bucket_id`, the strength of the noise added to the given frame, that frame's embedding
-    [WIDTH], and the latents [LATENT] of the frame with its noise: the VAE's mode, not scaled.
+    A row holds the `motion_bucket_id`, the strength of the noise added to the given frame, the embedding of that frame
+    [WIDTH], and the latents [LATENT] of the noisy frame: the VAE's mode, not scaled.
     """
 
-    def __init__(self, work: Path, vae: AutoencoderKLTemporalDecoder, device):
+    def __init__(self, work: Path, vae: AutoencoderKLTemporalDecoder, device: str):
         self.encoder = CLIPVisionModelWithProjection.from_pretrained(work / "image_encoder", dtype=torch.float32)
         self.encoder.to(device).eval()
-        self.posterior_of, _ = halves(vae, compiled=False)
+        self.posterior_of, _ = FAMILY.encoder_and_decoder(vae, compiled=False)
         published = CLIPImageProcessor()
         self.mean, self.std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in (published.image_mean, published.image_std)
@@ -110,46 +75,46 @@ class Told:
 
     @torch.no_grad()
     def __call__(self, clips: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
-        """Rows [B, 2 + WIDTH + latents] of uint8 clips [B, T, 3, H, W] and their amounts of motion [B]."""
+        """Rows [B, 2 + WIDTH + latents] for uint8 clips [B, T, 3, H, W] and their amounts of motion [B]."""
         image = clips[:, 0].float() / 127.5 - 1
-        strength = torch.exp(0.8 * torch.randn(len(image), 1, device=image.device) - 3.5)  # around the usual 0.02
+        strength = torch.exp(0.8 * torch.randn(len(image), 1, device=image.device) - 3.5)  # around the default of 0.02
         noisy = image + strength.view(-1, 1, 1, 1) * torch.randn_like(image)
         latents = self.posterior_of(noisy[:, :, None]).mode().float().flatten(1)
         bucket = (BUCKETS * amounts).round().view(-1, 1)
         return torch.cat([bucket, strength, self.embed(image), latents], dim=1)
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B, WIDTH] of pictures [B, 3, H, W] in -1..1, resized and normalised as the pipeline does it."""
+        """Embeddings [B, WIDTH] of pictures [B, 3, H, W] in -1..1, resized and normalised as in the pipeline."""
         image = (_resize_with_antialiasing(image, (224, 224)) + 1) / 2
         return self.encoder((image - self.mean) / self.std).image_embeds.float()
 
 
-class Denoising:
-    """The UNet's training loss on scaled latents, conditioned as `StableVideoDiffusionPipeline` does it.
+class SVDDenoising(Denoising):
+    """Denoising with the conditioning of `StableVideoDiffusionPipeline`.
 
     Args:
         latents: [N, C, T, H, W] fp16, scaled.
-        told: [N, 2 + WIDTH + latents], see `Told`.
+        rows: [N, 2 + WIDTH + latents], from `MotionConditioning`.
     """
 
-    def __init__(self, latents, _, told, posterior_std, embeds, mask, batch_size, part):
-        self.latents, self.told, self.batch_size = latents, told, batch_size
+    def __init__(self, latents: torch.Tensor, rows: torch.Tensor, batch_size: int):
+        self.latents, self.prompts, self.batch_size = latents, rows, batch_size
 
     def draw_sigma(self, number: int, device) -> torch.Tensor:
-        """Noise levels [N, 1, 1, 1, 1] as densely as the scheduler's steps lie (Karras et al., 2022, rho 7)."""
+        """Noise levels [number, 1, 1, 1, 1] distributed like the scheduler's steps (Karras et al., 2022, rho 7)."""
         low, high = (sigma ** (1 / 7) for sigma in SIGMAS)
         return (low + (high - low) * torch.rand(number, 1, 1, 1, 1, device=device)) ** 7
 
-    def loss(self, unet) -> torch.Tensor:
+    def loss(self, denoiser) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
         pick = torch.randint(len(self.latents), (n,), device=device)
         clean = self.latents[pick].float().transpose(1, 2)  # [B, T, C, H, W], as this UNet takes it
-        bucket, strength, embeds, image = self.told[pick].split([1, 1, WIDTH, math.prod(LATENT)], dim=1)
-        kept = (torch.rand(n, 1, device=device) > 0.08).float()  # for guidance, whose other half is given zeros
+        bucket, strength, embeds, image = self.prompts[pick].split([1, 1, WIDTH, math.prod(LATENT)], dim=1)
+        kept = (torch.rand(n, 1, device=device) > 0.08).float()  # for guidance, whose unconditional half gets zeros
         image = (kept * image).unflatten(1, LATENT)[:, None].expand_as(clean)
         sigma, noise = self.draw_sigma(n, device), torch.randn_like(clean)
         size = (sigma**2 + 1).sqrt()  # of the noisy latents
-        velocity = unet(
+        velocity = denoiser(
             torch.cat([(clean + sigma * noise) / size, image], dim=2),
             0.25 * sigma.flatten().log(),
             encoder_hidden_states=(kept * embeds)[:, None],
@@ -157,41 +122,80 @@ class Denoising:
             return_dict=False,
         )[0]
         wanted = (noise - sigma * clean) / size
-        # an error of velocity moves the final latents by sigma / size times as much: weighted between the two
+        # An error of the velocity changes the final latents by sigma / size times as much: the weight is a compromise.
         return (sigma / size * (velocity.float() - wanted) ** 2).mean()
 
 
-def assemble(work: Path, folder: Path) -> None:
-    """Put the trained parts of `work` together as a pipeline folder in fp16, in the diffusers layout."""
-    pipe = StableVideoDiffusionPipeline(
-        scheduler=EulerDiscreteScheduler.from_pretrained(PUBLISHED, subfolder="scheduler"),
-        vae=AutoencoderKLTemporalDecoder.from_pretrained(work / "vae", dtype=torch.float16),
-        unet=UNetSpatioTemporalConditionModel.from_pretrained(work / "unet", dtype=torch.float16),
-        image_encoder=CLIPVisionModelWithProjection.from_pretrained(work / "image_encoder", dtype=torch.float16),
-        feature_extractor=CLIPImageProcessor(),
-    )
-    pipe.save_pretrained(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["feature_extractor"][1] = "CLIPImageProcessor"  # as published; without torchvision its stand-in was written
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+class SVDContinuer(PromptContinuer):
+    """Continues one frame with `StableVideoDiffusionPipeline`, given an amount of motion."""
+
+    def arguments(self, frame: torch.Tensor, prompt: str | float) -> dict[str, Any]:
+        return {
+            "image": self.pipe.video_processor.numpy_to_pil(frame.permute(1, 2, 0).numpy())[0],
+            "fps": FPS, "motion_bucket_id": round(BUCKETS * float(prompt)), "max_guidance_scale": 1.0,
+        }  # fmt: skip
 
 
-class Continuer:
-    """The finished folder at work: what `data.make.truth` asks of every family, with an amount in a prompt's place."""
+class StableVideoDiffusionXT(BaseFamily):
+    frames, size, fps = FRAMES, SIZE, FPS
+    ambient = True
+    vae_class, denoiser_class = AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+    denoisers = {"unet": "denoiser"}
+    encoder = "CLIPVisionModelWithProjection"
 
-    context = 1
+    def build_vae(self) -> AutoencoderKLTemporalDecoder:
+        return AutoencoderKLTemporalDecoder(**VAE)
 
-    def __init__(self, folder: Path, device: str):
-        self.pipe = StableVideoDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.frames = FRAMES
+    def build_denoiser(self) -> UNetSpatioTemporalConditionModel:
+        return UNetSpatioTemporalConditionModel(**UNET)
 
-    def from_one(self, frame, amount, steps, seed):
-        height, width = frame.shape[-2:]
-        out = self.pipe(
-            image=self.pipe.video_processor.numpy_to_pil(frame.permute(1, 2, 0).numpy())[0],
-            height=height, width=width, num_frames=self.frames, num_inference_steps=steps, fps=FPS,
-            motion_bucket_id=round(BUCKETS * amount), max_guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(seed), output_type="pt",
-        )  # fmt: skip
-        return out.frames[0].float().cpu()
+    def save_encoder(self, work: Path, start_from: Path | None = None) -> None:
+        """As in the protocol: random weights from a seed already give every picture a distinct embedding."""
+        torch.manual_seed(0)
+        encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**IMAGE_ENCODER))
+        encoder.half().save_pretrained(work / "image_encoder")
+
+    def embed_prompts(self, work: Path) -> tuple[None, None]:
+        return None, None
+
+    def motion_conditioning(self, work: Path, vae, device: str) -> MotionConditioning:
+        return MotionConditioning(work, vae, device)
+
+    def encoder_and_decoder(self, vae: AutoencoderKLTemporalDecoder, compiled: bool):
+        encode, decode = maybe_compiled(compiled, vae.encoder, vae.decoder)
+
+        def posterior_of(x):
+            return DiagonalGaussianDistribution(as_clips(vae.quant_conv(encode(as_frames(x))), len(x)))
+
+        def rebuilt(z):
+            batch, frames = z.shape[0], z.shape[2]
+            no_single_images = z.new_zeros(batch, frames)
+            return as_clips(decode(as_frames(z), num_frames=frames, image_only_indicator=no_single_images), batch)
+
+        return posterior_of, rebuilt
+
+    def set_statistics(self, vae, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return scale_to_one(vae, mean, std)
+
+    def denoising(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, component):
+        return SVDDenoising(latents, prompts, batch_size)
+
+    def assemble(self, work: Path, folder: Path) -> None:
+        pipe = StableVideoDiffusionPipeline(
+            scheduler=EulerDiscreteScheduler.from_pretrained(CONFIGS / "svd_xt", subfolder="scheduler"),
+            vae=AutoencoderKLTemporalDecoder.from_pretrained(work / "vae", dtype=torch.float16),
+            unet=UNetSpatioTemporalConditionModel.from_pretrained(work / "unet", dtype=torch.float16),
+            image_encoder=CLIPVisionModelWithProjection.from_pretrained(work / "image_encoder", dtype=torch.float16),
+            feature_extractor=CLIPImageProcessor(),
+        )
+        pipe.save_pretrained(folder)
+        index = json.loads((folder / "model_index.json").read_text())
+        index["feature_extractor"][1] = "CLIPImageProcessor"  # as published; without torchvision it is a stand-in
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+    def continuer(self, folder: Path, device: str) -> SVDContinuer:
+        pipe = StableVideoDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+        return SVDContinuer(pipe, self.frames, device)
+
+
+FAMILY = StableVideoDiffusionXT()
