@@ -111,7 +111,7 @@ def test_from_the_hub_only_its_own_files_are_fetched(several, model, sharded, tm
 
 
 def test_the_measurement_is_what_the_lessons_say():
-    from data.make.measure_encoding import PATH
+    from data.make.measurements.encoding import PATH
 
     rows = json.loads(PATH.read_text())["rows"]
     for row in rows:

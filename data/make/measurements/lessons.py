@@ -203,7 +203,7 @@ def record_of(name: str, set_up: SetUp, options: argparse.Namespace, gpu: dict |
 
 
 def recorded(path: Path) -> str:
-    """"done" if the record has measured modes, "failed" if it does not, "" if there is none."""
+    """Whether a record has measured modes ("done") or not ("failed"); "" if there is none."""
     try:
         return "done" if json.loads(path.read_text(encoding="utf-8")).get("modes") else "failed"
     except (OSError, ValueError, AttributeError):

@@ -22,7 +22,7 @@ def compare(row: dict, configs: Path, gpu: str) -> dict:
     """
     one = forecasts(
         configs / row["model"], width=row["width"], height=row["height"], num_frames=row["num_frames"], card=gpu,
-        modes=(row["offload"],), vae_home=row.get("offload_vae", False),  # early rows kept it on the GPU
+        modes=(row["offload"],), vae_home=row.get("offload_vae", False),  # early rows kept it
     )[row["offload"]]  # fmt: skip
     if "failed" in row or one.fails:
         return row | {"forecast_fails": one.fails}
@@ -38,10 +38,11 @@ def compare(row: dict, configs: Path, gpu: str) -> dict:
 
 def peak_misses(row: dict) -> dict[str, str]:
     """A line for each stage of the row whose forecast is neither within 5 % nor within 0.15 GiB, by stage."""
+    forecast, measured = row.get("forecast_peaks", {}), row.get("peaks", {})
     return {
-        stage: f"{_run(row)} {stage}: forecast {row['forecast_peaks'][stage]:.2f}, measured {row['peaks'][stage]:.2f} GiB"
+        stage: f"{_run(row)} {stage}: forecast {forecast[stage]:.2f}, measured {measured[stage]:.2f} GiB"
         for stage, miss in row.get("missed_gib", {}).items()
-        if abs(miss) > max(0.15, 0.05 * row["peaks"][stage])
+        if abs(miss) > max(0.15, 0.05 * measured[stage])
     }
 
 

@@ -43,9 +43,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update all matrices from their gradients."""
+        """Update all matrices that have a gradient."""
         for group in self.param_groups:
-            matrices, rate, kept = group["params"], group["lr"], group["momentum"]
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            if not matrices:
+                continue
+            rate, kept = group["lr"], group["momentum"]
             gradients = [matrix.grad for matrix in matrices]
             momenta = [self.state[matrix]["momentum"] for matrix in matrices]
             torch._foreach_mul_(momenta, kept)
