@@ -17,13 +17,13 @@ LESSONS = ("01_ltx_video", "02_wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf", "04_sta
 
 def code_lines(path: Path) -> list[str]:
     """The non-blank lines of a notebook's code cells, without indentation."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    lines = (line.strip() for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines())
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    lines = (line.strip() for cell in cells for line in "".join(cell["source"]).splitlines())
     return [line for line in lines if line]
 
 
 def twins(lessons: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The lines of each lesson that stand in another lesson, too."""
+    """The lines of each lesson that another lesson has, too."""
     found = {}
     for name, lines in lessons.items():
         others = {line for other, their in lessons.items() if other != name for line in their}

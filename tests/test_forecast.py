@@ -293,7 +293,8 @@ def test_another_member_of_a_family_needs_no_table(tmp_path):
 
 
 def test_the_charts_in_the_readme_are_what_the_forecast_says_now():
-    from data.make.forecasts import BUDGET, SET_UPS, forecast_of
+    from data.make.measurements.forecasts import forecast_of
+    from data.make.measurements.set_ups import BUDGET_GIB, SET_UPS
 
     published = json.loads((ROOT / "data" / "forecasts.json").read_text())
     assert set(published) == set(SET_UPS)
@@ -301,7 +302,7 @@ def test_the_charts_in_the_readme_are_what_the_forecast_says_now():
     for mode, figures in now.as_json()["modes"].items():
         assert published["ltx_video"]["modes"][mode]["stages"] == pytest.approx(figures["stages"], rel=0.01)
     drawn = (ROOT / "data" / "pictures" / "forecast_ltx_video.svg").read_text()
-    assert drawn.count("<rect") == now.chart(BUDGET).svg.count("<rect")
+    assert drawn.count("<rect") == now.chart(BUDGET_GIB).svg.count("<rect")
     for one in now.values():
         assert f">{one.peak_vram_gib:.2f}<" in drawn
 
@@ -323,14 +324,15 @@ def test_a_step_is_the_longer_of_computing_and_copying_when_streamed():
 
 @pytest.mark.parametrize("model", ["ltx_video", "svd_xt"])
 def test_today_s_forecast_is_as_near_to_the_measured_runs_as_the_readme_says(model):
-    """The rows that are forecast fastest; `python -m data.make.measure_stages --compare` sets all of them beside."""
-    from data.make.measure_stages import card_of, compare, peak_misses, step_miss
+    """The rows that are forecast fastest; `python -m data.make.measurements.stages --compare` compares all of them."""
+    from data.make.measurements.stage_accuracy import compare, peak_misses, step_miss
+    from data.make.measurements.stages import known_gpu
 
     record = json.loads((ROOT / "data" / "measurements" / "stages_h200.json").read_text())
     rows = [row for row in record["rows"] if row["model"] == model and row["width"] <= 1024]
     assert [row["offload"] for row in rows] == list(OFFLOAD_MODES)
     for row in rows:
-        now = compare(row, CONFIGS, card_of(record["device"]))
+        now = compare(row, CONFIGS, known_gpu(record["device"]))
         assert (peak_misses(now), step_miss(now)) == ({}, "")
 
 

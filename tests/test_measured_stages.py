@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from data.make import measure_stages
+from data.make.measurements import stage_accuracy, stage_runs
 from helpers.models.architecture import Architecture
 from helpers.models.catalogue import MODELS
 from helpers.models.dummies import dummy_folder
@@ -31,7 +31,7 @@ def cache(tmp_path_factory):
 def test_the_published_calls_load_it_as_the_forecast_builds_it(model, configs, cache):
     arch = Architecture(configs / model)
     folder = dummy_folder(model, cache=cache, configs=configs)
-    pipe = measure_stages.load(arch, folder)
+    pipe = stage_runs.load(arch, folder)
     for name in arch.on_gpu:
         ours = {key: (tuple(t.shape), t.dtype) for key, t in arch.component(name).state_dict().items()}
         theirs = {key: (tuple(t.shape), t.dtype) for key, t in getattr(pipe, name).state_dict().items()}
@@ -45,17 +45,17 @@ def test_the_published_calls_load_it_as_the_forecast_builds_it(model, configs, c
 def test_a_pipeline_runs_on_it_in_every_mode_and_all_modes_agree(model, configs, cache, monkeypatch):
     arch, folder = Architecture(configs / model), dummy_folder(model, cache=cache, configs=configs)
     seen = []
-    step = measure_stages.Stopwatch.step
+    step = stage_runs.Stopwatch.step
 
     def keep(watch, pipe, number, timestep, tensors):
         seen.append(tensors["latents"].float())
         return step(watch, pipe, number, timestep, tensors)
 
-    monkeypatch.setattr(measure_stages.Stopwatch, "step", keep)
+    monkeypatch.setattr(stage_runs.Stopwatch, "step", keep)
     results = {}
     for offload in ("none", "model", "group_leaf", "group_block"):
         torch.manual_seed(0)
-        row = measure_stages.measure(model, *SIZES[model], offload, "cpu", folder, arch)
+        row = stage_runs.measure(model, *SIZES[model], offload, "cpu", folder, arch)
         results[offload] = seen[-1]
         assert set(row["seconds"]) == {"encode_image", "denoise", "decode"} and row["step_seconds"] > 0
     assert torch.isfinite(results["none"]).all() and results["none"].std() > 0
@@ -67,7 +67,7 @@ def test_sequential_offload_of_gguf_fails_as_the_forecast_says(configs, cache):
     arch = Architecture(configs / "wan22_i2v_a14b")
     folder = dummy_folder("wan22_i2v_a14b", cache=cache, configs=configs)
     with pytest.raises((KeyError, TypeError)):
-        measure_stages.measure("wan22_i2v_a14b", *SIZES["wan22_i2v_a14b"], "sequential", "cpu", folder, arch)
+        stage_runs.measure("wan22_i2v_a14b", *SIZES["wan22_i2v_a14b"], "sequential", "cpu", folder, arch)
 
 
 def row(offload="none", **changes):
@@ -80,12 +80,12 @@ def row(offload="none", **changes):
 
 
 def test_the_summary_names_every_miss():
-    assert measure_stages.summary([row()]).startswith("3 of 3 stages within 5 % or 0.15 GiB; 1 of 1 steps")
+    assert stage_accuracy.summary([row()]).startswith("3 of 3 stages within 5 % or 0.15 GiB; 1 of 1 steps")
     missed = row("model", missed_gib={"denoise": 0.5, "decode": 0.14}, forecast_peaks={"denoise": 8.5, "decode": 4.14},
                  forecast_step_seconds=0.7)  # fmt: skip
-    text = measure_stages.summary([row(), missed, {"offload": "sequential", "failed": "KeyError"}])
+    text = stage_accuracy.summary([row(), missed, {"offload": "sequential", "failed": "KeyError"}])
     assert text.startswith("4 of 5 stages") and "1 of 2 steps" in text
-    assert "ltx_video 768x512x121 model denoise: 8.50 for 8.00 GiB" in text
-    drawing = measure_stages.chart([row(), missed], "a GPU")
+    assert "ltx_video 768x512x121 model denoise: forecast 8.50, measured 8.00 GiB" in text
+    drawing = stage_accuracy.chart([row(), missed], "a GPU")
     assert drawing.count('transform="translate') == 5 + 2 + 3  # stages, steps and the legend
     assert json.dumps(text)[1:20] in json.dumps(drawing)

@@ -1,6 +1,5 @@
-"""The bundled miniature is the real classes with small configurations, and it continues clips that it never saw."""
+"""The bundled miniatures are the real classes with small configurations, and they continue clips they never saw."""
 
-import importlib
 import json
 import math
 import re
@@ -23,9 +22,12 @@ from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
 from transformers import T5EncoderModel, T5TokenizerFast, UMT5EncoderModel
 
-from data.make.train import add_legs, recorded
-from data.make.truth import truth
-from helpers.models import model
+from data.make.miniatures.evaluate import evaluate
+from data.make.miniatures.families import family_of
+from data.make.miniatures.model_card import card
+from data.make.miniatures.optimize import as_cuda_graph
+from data.make.miniatures.train import add_stages
+from helpers.models import MODELS, model
 from tests.notebook_style import ROOT
 
 MINIATURES = ROOT / "data" / "miniatures"
@@ -37,12 +39,12 @@ STEPS = model("ltx_video").defaults["miniature"].steps
 
 @pytest.fixture(scope="module")
 def measured():
-    return truth("ltx_video", FOLDER, clips=3, seed=1, steps=STEPS)
+    return evaluate("ltx_video", FOLDER, clips=3, seed=1, steps=STEPS)
 
 
 def test_it_loads_as_the_published_model_does():
     pipe = LTXImageToVideoPipeline.from_pretrained(FOLDER, dtype=torch.float32)
-    assert {name: type(part) for name, part in pipe.components.items()} == {
+    assert {name: type(component) for name, component in pipe.components.items()} == {
         "scheduler": FlowMatchEulerDiscreteScheduler, "vae": AutoencoderKLLTXVideo, "text_encoder": T5EncoderModel,
         "tokenizer": T5TokenizerFast, "transformer": LTXVideoTransformer3DModel,
     }  # fmt: skip
@@ -51,16 +53,16 @@ def test_it_loads_as_the_published_model_does():
 
 @pytest.mark.parametrize("name", WAN)
 def test_the_wan_miniatures_load_as_the_published_models_do(name):
-    family = importlib.import_module(f"data.make.{name}")
-    pipe = family.Continuer(MINIATURES / name, "cpu").pipe
-    kinds = {part: type(module) for part, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
-    experts = dict.fromkeys(family.DENOISERS, WanTransformer3DModel)
+    family = family_of(name)
+    pipe = family.continuer(MINIATURES / name, "cpu").pipe
+    experts = dict.fromkeys(family.denoisers, WanTransformer3DModel)
+    kinds = {key: type(one) for key, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
     assert kinds == experts | {"vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
     assert type(pipe) is WanImageToVideoPipeline and isinstance(pipe.scheduler, UniPCMultistepScheduler)
     if name == "wan22_ti2v_5b":
         assert pipe.config.expand_timesteps and pipe.vae.config.is_residual
-    else:  # two experts with weights of their own, packed in four bits
-        first, second = (getattr(pipe, part).blocks[0].ffn.net[2].weight for part in family.DENOISERS)
+    else:  # two experts with different weights, in four bits
+        first, second = (getattr(pipe, component).blocks[0].ffn.net[2].weight for component in family.denoisers)
         assert first.quant_type == second.quant_type == GGMLQuantizationType.Q4_0
         assert first.shape == second.shape and not torch.equal(first, second)
 
@@ -86,12 +88,18 @@ def test_the_cards_state_the_recorded_figures_and_they_are_good(name):
         assert metrics["moving_psnr_context"] > metrics["moving_psnr_single"] + 0.5
 
 
-def check_card(card, metrics):
+def check_card(text, metrics):
     for kind in ("generated", "freeze", "oracle", "steady", "wrong_prompt"):
         psnr, ssim, moving = (metrics[f"{measure}_{kind}"] for measure in ("psnr", "ssim", "moving_psnr"))
-        assert f"{psnr:.2f} | {ssim:.3f} | {moving:.2f}" in card, kind
-    for leg in metrics["training"]:
-        assert re.search(rf"- {re.escape(leg['stage'])}: {leg['steps']:,} steps", card)
+        assert f"{psnr:.2f} | {ssim:.3f} | {moving:.2f}" in text, kind
+    for stage in metrics["training"]:
+        assert re.search(rf"- {re.escape(stage['stage'])}: {stage['steps']:,} steps", text)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_committed_cards_are_what_the_command_writes(name):
+    folder = MINIATURES / name
+    assert (folder / "README.md").read_text() == card(name, json.loads((folder / "metrics.json").read_text()))
 
 
 @pytest.mark.slow
@@ -114,10 +122,10 @@ def test_its_recorded_figures_are_those_of_these_weights(measured):
 
 
 @pytest.mark.slow
-def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
+def test_training_runs_and_resumes_where_it_stopped(tmp_path):
     tiny = "--vae-minutes 0.02 --denoiser-minutes 0.02 --decoder-minutes 0.02".split()
     tiny += "--vae-clips 3 --latents 3 --vae-batch 1 --batch 1".split()
-    command = [sys.executable, "-m", "data.make.train", "ltx_video", "--work", tmp_path]
+    command = [sys.executable, "-m", "data.make.miniatures.train", "ltx_video", "--work", tmp_path]
     command += ["--no-compile", "--no-assemble"]
     first = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "for the VAE of" in first.stdout and "denoiser of" in first.stdout
@@ -125,18 +133,19 @@ def test_training_runs_and_goes_on_where_it_stopped(tmp_path):
     assert all(log[stage]["steps"] > 0 for stage in ("vae", "denoiser", "decoder"))
     before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("vae_before", "vae"))
     changed = {name.split(".")[0] for name, weight in after.items() if not torch.equal(weight, before[name])}
-    assert changed == {"decoder"}, "the denoiser knows the encoder's latents as they are"
+    assert changed == {"decoder"}, "the denoiser depends on the encoder's latents"
     again = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert again.stdout == "", "a finished stage was done again"
+    assert again.stdout == "", "a finished stage was repeated"
 
-    (tmp_path / "transformer" / "config.json").unlink()  # the denoiser's state is still there
+    (tmp_path / "transformer" / "config.json").unlink()  # the denoiser's saved state remains
     more = subprocess.run([*command, *tiny], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "denoiser goes on at step" in more.stdout and "for the VAE of" not in more.stdout
+    assert "denoiser resumes at step" in more.stdout and "for the VAE of" not in more.stdout
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_a_miniature(tmp_path):
-    command = [sys.executable, "-m", "data.make.train", "ltx_video", "--start-from", FOLDER, "--work", tmp_path]
+def test_training_starts_from_a_miniature(tmp_path):
+    command = [sys.executable, "-m", "data.make.miniatures.train", "ltx_video"]
+    command += ["--start-from", FOLDER, "--work", tmp_path]
     command += "--vae-minutes 0 --denoiser-minutes 0.01 --decoder-minutes 0 --latents 3 --batch 1".split()
     command += ["--no-compile", "--no-assemble"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -144,22 +153,22 @@ def test_training_goes_on_from_a_miniature(tmp_path):
     shipped, kept = (load_file(folder / "vae" / WEIGHTS) for folder in (FOLDER, tmp_path))
     assert all(torch.equal(kept[name], shipped[name].half()) for name in shipped if "latents" not in name)
     words = "tokenizer/spiece.model"
-    assert (tmp_path / words).read_bytes() == (FOLDER / words).read_bytes()  # what the weights have learnt
+    assert (tmp_path / words).read_bytes() == (FOLDER / words).read_bytes()  # what the weights were trained with
 
     log = json.loads((tmp_path / "training.json").read_text())
-    add_legs(tmp_path, log, FOLDER)
-    before, legs = (json.loads((folder / "metrics.json").read_text())["training"] for folder in (FOLDER, tmp_path))
-    assert legs[:-1] == before and legs[-1]["stage"] == "denoiser" and legs[-1].keys() == before[-1].keys()
-    add_legs(tmp_path, json.loads((tmp_path / "training.json").read_text()), tmp_path)  # once more, from what is there
-    assert json.loads((tmp_path / "metrics.json").read_text())["training"] == legs
-    add_legs(tmp_path, log, FOLDER, denoisers_too=False)
-    legs = json.loads((tmp_path / "metrics.json").read_text())["training"]
-    of_the_vae = [leg for leg in before if leg["stage"] != "denoiser"]
-    assert legs[:-1] == of_the_vae and len(of_the_vae) < len(before) and legs[-1]["stage"] == "denoiser"
+    add_stages(tmp_path, log, FOLDER)
+    before, stages = (json.loads((folder / "metrics.json").read_text())["training"] for folder in (FOLDER, tmp_path))
+    assert stages[:-1] == before and stages[-1]["stage"] == "denoiser" and stages[-1].keys() == before[-1].keys()
+    add_stages(tmp_path, json.loads((tmp_path / "training.json").read_text()), tmp_path)  # again
+    assert json.loads((tmp_path / "metrics.json").read_text())["training"] == stages
+    add_stages(tmp_path, log, FOLDER, denoisers_too=False)
+    stages = json.loads((tmp_path / "metrics.json").read_text())["training"]
+    of_the_vae = [stage for stage in before if stage["stage"] != "denoiser"]
+    assert stages[:-1] == of_the_vae and len(of_the_vae) < len(before) and stages[-1]["stage"] == "denoiser"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_recorded_step_is_taken_anew_each_time():
+def test_a_step_recorded_as_a_cuda_graph_runs_each_time():
     total = torch.zeros((), device="cuda")
 
     def step():
@@ -167,7 +176,7 @@ def test_a_recorded_step_is_taken_anew_each_time():
         total.add_(1)
         return chance
 
-    again = recorded(step)  # after three runs
+    again = as_cuda_graph(step)  # after three runs
     drawn = [again().item() for _ in range(3)]
     assert total.item() == 6 and len(set(drawn)) == 3
 

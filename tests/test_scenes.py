@@ -1,4 +1,4 @@
-"""The scene renderer, one seed is one scene, and the sample clips that it drew."""
+"""The renderer, whose seeds give the same scene everywhere, and the sample clips drawn with it."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.make.sample_clips import SCENES
-from data.make.scenes import ACTIONS, FPS, MACHINES, PROMPTS, SPEEDS, prompt_of, render
+from data.make.clips.sample_clips import SCENES
+from data.make.clips.scenes import ACTIONS, FPS, MACHINES, PROMPTS, SPEEDS, prompt_of, render
 from helpers import clips
 
 SEED = 7
@@ -16,7 +16,7 @@ EVERY_ACTION = [(machine, action) for machine in MACHINES for action in ACTIONS[
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """In dB, of frames in 0..1."""
+    """PSNR in dB of frames in 0..1."""
     return float(-10 * torch.log10(((a - b) ** 2).mean().clamp(min=1e-10)))
 
 
@@ -27,7 +27,7 @@ def step(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Small pictures are drawn no faster by several threads, and much slower where another program is at work."""
+    """Several threads draw small pictures no faster, and much slower while another program uses the CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,13 +50,13 @@ def test_same_seed_twice_is_identical(machine):
     before = torch.get_rng_state()
     (first, prompt), (second, again) = (render(machine, [SEED], frames=2) for _ in range(2))
     assert torch.equal(first, second) and prompt == again
-    assert torch.equal(torch.get_rng_state(), before)  # no other program's random numbers are used up
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator is not used
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_one_seed_is_one_scene_in_any_batch(machine):
-    # On the CPU only the rows and columns that a shape can touch in any of the scenes are painted. Other scenes
-    # beside it make that area larger, and show a shape that alone was cut off.
+    # On the CPU, only the rows and columns that a shape can touch in any scene of the batch are painted. Other scenes
+    # enlarge that area, and so reveal a shape that was cut off when drawn alone.
     seeds = [2, SEED, 6, 11]
     together, prompts = render(machine, seeds, frames=1)
     for index, seed in enumerate(seeds):
@@ -104,7 +104,7 @@ def test_action_and_speed_are_as_asked():
 
 @pytest.mark.parametrize("machine, action", EVERY_ACTION)
 def test_the_seed_keeps_its_scene_whatever_the_action(machine, action):
-    """The action changes the machine's motion, not the place: at its start the pictures hardly differ."""
+    """The action changes the motion of the machine, not the place: the pictures hardly differ at its start."""
     asked, other = (render(machine, [SEED], a, "", start=0.0, frames=1)[0] for a in (action, ACTIONS[machine][0]))
     assert (asked - other).abs().amax(2).gt(0.02).float().mean() < 0.25
 
@@ -113,7 +113,7 @@ def test_the_seed_keeps_its_scene_whatever_the_action(machine, action):
 def test_motion_continues(machine, action):
     longer, _ = render(machine, [SEED], action, "quickly", start=0.25, frames=14)
     later, _ = render(machine, [SEED], action, "quickly", start=0.25 + 12 / FPS, frames=2)
-    # Not bit for bit: the same times, summed in another order. Something must have moved meanwhile.
+    # Not bit-identical, because the times are summed in another order. Something must have moved in between.
     assert (longer[:, 12:] - later).abs().max() < 1e-3
     assert psnr(longer[:, 0], longer[:, -1]) < 35
 
@@ -133,6 +133,17 @@ def test_the_camera_can_be_held_still_from_a_frame_on(machine):
     assert (steady[corner][:, 5:] - steady[corner][:, 4:5]).abs().max() < 1e-5
     assert (swaying[corner][:, 8] - swaying[corner][:, 4]).abs().max() > 1e-4
     assert psnr(steady[:, 4], steady[:, 8]) < 50, "the machine moves on"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_amount_is_how_much_moves_and_the_machine_stops(machine):
+    look = {"start": 1.0, "size": (160, 80), "fps": 7}
+    acting, _ = render(machine, [7], frames=1, **look)
+    stills, names = render(machine, [7, 7, 7], frames=5, ambient=[0.0, 0.3, 1.0], **look)
+    assert names == [f"the {machine} idles"] * 3
+    assert (stills[:, 0] - acting[:, 0]).abs().max() < 2e-3  # it begins where the action stopped
+    moved = (stills[:, 1:] - stills[:, :1]).abs().mean((1, 2, 3, 4)).tolist()
+    assert moved[0] < 1e-6 and moved[2] > 1.5 * moved[1] > 0
 
 
 @pytest.mark.parametrize(
@@ -186,13 +197,13 @@ def test_sample_clip_continues_smoothly(pairs, name):
     clip, continues = pairs[name]
     around = clips.fit(np.stack([clip.frames[-1], continues.frames[0], continues.frames[23]]), 288, 160)
     jump, a_second_later = step(around[0], around[1]), step(around[0], around[2])
-    # A new file begins with a freshly coded picture, which adds some noise of its own to the step.
+    # A new file begins with a key frame, whose coding adds some noise to the step.
     assert jump < 0.5 * a_second_later and jump < 2.5
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_sample_clip_is_what_the_renderer_draws(pairs, name):
-    """The frames left and right of the cut, drawn anew: 72 frames after the action began and one more."""
+    """Draws the frames before and after the cut again, 71 and 72 frames after the action began."""
     machine, action, speed, seed = SCENES[name]
     clip, continues = pairs[name]
     drawn, prompts = render(machine, [seed], action, speed, start=71 / FPS, frames=2, size=clip.size)
@@ -200,6 +211,6 @@ def test_sample_clip_is_what_the_renderer_draws(pairs, name):
     drawn = (drawn[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     for mine, coded in zip(drawn, (clip.frames[-1], continues.frames[0]), strict=True):
         assert clips.psnr(mine, coded) > 30
-        # Coding noise is spread over the picture: a patch that is far off is something drawn otherwise.
+        # Coding noise is spread over the picture. A patch with a large error was drawn differently.
         patches = np.abs(mine.astype(np.float32) - coded).mean(-1).reshape(45, 16, 80, 16).mean((1, 3))
         assert patches.max() < 20

@@ -12,8 +12,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from data.make import forecasts
-from data.make import scoreboard as command
+from data.make.measurements import readme_section as command
+from data.make.measurements.set_ups import SET_UPS
 from helpers import clips, scoreboard
 from helpers.lesson import ParameterError
 from helpers.models import OFFLOAD_MODES
@@ -88,7 +88,7 @@ def test_the_bloggers_rows_are_those_of_the_set_ups():
     rows = seed_rows()
     table_rows = scoreboard.seed()["rows"]
     sizes = {row["setup"]: (row["model"], row["width"], row["height"]) for row in table_rows}
-    assert sizes == {name: size[:3] for name, size in forecasts.SET_UPS.items()}
+    assert sizes == {name: (one.model, *one.size[:2]) for name, one in SET_UPS.items()}
     assert all(row.offload in OFFLOAD_MODES and row.minutes == row.clip_minutes for row in rows)
     (leaf,) = [row for row in rows if row.peak_gib]
     assert leaf.offload == "group_leaf" and leaf.peak_gib == pytest.approx(1.9e9 / 2**30)
@@ -262,7 +262,8 @@ def test_the_same_moments_of_each_models_clip(tmp_path):
 
 
 def test_the_readme_is_what_the_command_would_write(capsys):
-    assert command.main(["--check"]) == 0, f"run `python -m data.make.scoreboard`: {capsys.readouterr().out}"
+    status = command.main(["--check"])
+    assert status == 0, f"run `python -m data.make.measurements.readme_section`: {capsys.readouterr().out}"
 
 
 def test_the_command_writes_the_section_and_the_charts_and_nothing_else(data, capsys, monkeypatch, tmp_path):
@@ -270,7 +271,7 @@ def test_the_command_writes_the_section_and_the_charts_and_nothing_else(data, ca
     monkeypatch.setattr(command, "ROOT", tmp_path)
     monkeypatch.setattr(command.wanted, "__defaults__", (tmp_path,))
     (tmp_path / "README.md").write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
-    assert command.main(["--check"]) == 1 and "README.md is not as its records say" in capsys.readouterr().out
+    assert command.main(["--check"]) == 1 and "README.md is outdated" in capsys.readouterr().out
     assert "old" in (tmp_path / "README.md").read_text()
     assert command.main([]) == 0 and command.main(["--check"]) == 0
     text = (tmp_path / "README.md").read_text()

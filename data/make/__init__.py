@@ -1,1 +1,5 @@
-"""How everything in `data/` is made: the scenes, the sample clips, the miniature checkpoints and their truth."""
+"""How everything in `data/` is made. The folders mirror it: clips, miniatures, measurements."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout

@@ -10,6 +10,9 @@ from helpers.charts import svg
 from helpers.charts.timelines import Series, timeline
 
 
+METER_JSON = "application/vnd.clip-lessons.meter+json"  # what programs read in an executed notebook
+
+
 @dataclass
 class Phase:
     """A named part of a metered block. VRAM peaks are exact, and None without CUDA; RAM peaks are sampled."""
@@ -126,9 +129,9 @@ class Readout:
             lines.append(f"  {phase.name:<12} {phase.seconds:8.1f} s   {peaks}")
         return "\n".join(lines)
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
         text = {"text/plain": repr(self)}
-        return {"image/svg+xml": self._chart(), **text} if self.samples else text
+        return {"image/svg+xml": self._chart(), METER_JSON: self.as_dict(), **text} if self.samples else text
 
     def _chart(self) -> str:
         if self.on_gpu:

@@ -1,0 +1,1 @@
+"""The renderer of machine clips, and the sample clips drawn with it."""

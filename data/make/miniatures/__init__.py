@@ -1,0 +1,1 @@
+"""The miniature checkpoints: training, evaluation and model cards."""
