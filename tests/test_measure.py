@@ -178,23 +178,24 @@ def test_a_disk_without_room_leaves_nothing_behind(tmp_path, monkeypatch, capsys
     where = ["--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
     assert lessons.main(["--only", "svd_xt", "--cache", str(tmp_path / "dummy"), *where]) == 1
     said = capsys.readouterr().out
-    assert "svd_xt needs" in said and "has 1.0 GB free" in said and "CLIP_LESSONS_CACHE" in said
+    assert "svd_xt needs" in said and "has only 1.0 GB free" in said and "CLIP_LESSONS_CACHE" in said
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"),
+    ("name", "gib", "folder"),
     [
-        ("NVIDIA H200", "h200"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA GeForce RTX 4070 Ti", "rtx_4070_ti"),
-        ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx_4070_ti_super"),
-        ("NVIDIA GeForce RTX 3060", "rtx_3060_12gb"),
-        ("NVIDIA A100-SXM4-80GB", "a100_sxm4_80gb"),
+        ("NVIDIA H200", 139.8, "h200"),
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100"),
+        ("NVIDIA GeForce RTX 4070 Ti", 11.6, "rtx_4070_ti"),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 15.6, "rtx_4070_ti_super"),
+        ("NVIDIA GeForce RTX 3060", 11.6, "rtx_3060_12gb"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "a100_80gb"),
+        ("NVIDIA GeForce RTX 9999 Ti", 30.0, "rtx_9999_ti"),
     ],
 )
-def test_a_gpus_folder_has_its_usual_name(name, folder):
-    assert lessons.short_name({"name": name}) == folder
+def test_a_gpus_folder_has_its_usual_name(name, gib, folder):
+    assert lessons.short_name({"name": name, "vram_gib": gib}) == folder
 
 
 def test_each_set_up_is_measured_once_by_a_lesson_in_an_existing_mode():

@@ -5,7 +5,7 @@ python -m data.make.measurements.stages --only svd_xt --minutes 5
 python -m data.make.measurements.stages --compare              # without a GPU: today's forecasts of the recorded runs
 python -m data.make.measurements.stages --draw                 # the same, and the chart
 
-The real pipelines are called as in the lessons, on dummy checkpoints of the full size (`helpers.models.dummies`), for two
+The real pipelines are called as in the lessons, on full-size dummy checkpoints (`helpers.models.dummies`), for two
 denoising steps and the decoding. Each size of a model runs in a separate process. The record, with the forecasts of
 that day, is data/measurements/stages_<gpu>.json; the chart beside it shows today's forecasts, misses included.
 """
@@ -134,7 +134,7 @@ def main() -> None:
             record["rows"] = [*(old for old in record["rows"] if not same.items() <= old.items()), row]
             save(record, path)
     if torch.cuda.is_available():
-        record["rates"] = vars(measure_card())
+        record["rates"] = vars(measure_gpu().rates)
         save(record, path)
         show(path, args.configs, draw=True)
 
