@@ -319,8 +319,16 @@ def _defined(module: Path) -> dict[str, set[str]]:
     return found
 
 
+def _exports(face: Path) -> dict[str, str]:
+    """What a face built with `helpers.faces.late` exports: the module of each name."""
+    for node in ast.walk(ast.parse(face.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "late":
+            return {name: module for module, names in ast.literal_eval(node.args[1]).items() for name in names}
+    return {}
+
+
 def _exists(dotted: str, root: Path) -> bool:
-    """Whether `helpers.x.y` is there, as far as its module and a class's own body tell."""
+    """Whether `helpers.x.y` is there, as far as its module, a face and a class's own body tell."""
     parts = dotted.split(".")
     where, rest = root, parts
     while rest and (where / rest[0]).is_dir():
@@ -331,6 +339,9 @@ def _exists(dotted: str, root: Path) -> bool:
         module = where / "__init__.py"
     if not rest:
         return True
+    if module.name == "__init__.py" and module.is_file() and rest[0] in (exports := _exports(module)):
+        package = ".".join(module.parent.relative_to(root).parts)
+        return _exists(".".join([package, exports[rest[0]], *rest]), root)
     names = _defined(module) if module.is_file() else {}
     return rest[0] in names and (len(rest) == 1 or not names[rest[0]] or rest[1] in names[rest[0]])
 
@@ -340,12 +351,20 @@ def _names(notebook: NotebookNode, root: Path) -> Iterator[str]:
         for dotted in re.findall(r"`(helpers(?:\.\w+)+)[^`\n]*`", _prose(source)):
             if not dotted.endswith(".py") and not _exists(dotted, root):
                 yield f"{name}: names `{dotted}`, which does not exist"
+    wings: dict[str, str] = {}  # names in the notebook of modules of ours
     for name, _, tree in _trees(notebook):
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "helpers":
                 for alias in node.names:
                     if not _exists(f"{node.module}.{alias.name}", root):
                         yield f"{name}: imports {node.module}.{alias.name}, which does not exist"
+                    if node.module == "helpers":
+                        wings[alias.asname or alias.name] = f"helpers.{alias.name}"
+    for name, _, tree in _trees(notebook):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in wings:
+                if not _exists(f"{wings[node.value.id]}.{node.attr}", root):
+                    yield f"{name}: uses {node.value.id}.{node.attr}, which does not exist"
 
 
 @functools.cache

@@ -10,10 +10,10 @@ from torch import nn
 
 from helpers.forecast import DEFAULT_GPU, GPU, GPUS, Placement, RequestError, Tape, forecast, forecasts, gpu, plan
 from helpers.forecast.__main__ import main
-from helpers.forecast.allocators import power_of_two
 from helpers.forecast.ram import PROCESS_GIB
 from helpers.forecast.rates import PCIE, PINNED
-from helpers.forecast.replay import remembering
+from helpers.forecast.recording.allocators import power_of_two
+from helpers.forecast.recording.replay import remembering
 from helpers.forecast.result import FASTEST_FIRST
 from helpers.models import CONFIGS, MODELS, OFFLOAD_MODES, Architecture, ArchitectureError
 from helpers.units import GIB

@@ -56,7 +56,10 @@ def check(tmp_path):
     for folder in ("notebooks", "helpers", "data"):
         (tmp_path / folder).mkdir()
     (tmp_path / "data/clips.md").touch()
-    (tmp_path / "helpers/clips.py").write_text("class Clip:\n    def fit(self): ...\n")
+    (tmp_path / "helpers/clips").mkdir()
+    (tmp_path / "helpers/clips/clip.py").write_text("class Clip:\n    def fit(self): ...\n")
+    face = 'from helpers.faces import late\n__all__, __getattr__, __dir__ = late(__name__, {"clip": ("Clip",)})\n'
+    (tmp_path / "helpers/clips/__init__.py").write_text(face)
     (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{ADDRESS}"\n')
     (tmp_path / "README.md").write_text("| [one](notebooks/01_x.ipynb) | first |\n")
     path = tmp_path / "notebooks/01_x.ipynb"
@@ -119,6 +122,7 @@ BAD = {
     "name in prose": (prose("`helpers.clips.Clip.stretch(clip)`"), "does not exist"),
     "module in prose": (prose("`helpers.films`"), "does not exist"),
     "import": (source(6, "from helpers.clips import Film"), "does not exist"),
+    "name of a face": (source(6, "from helpers import clips\n\nclips.Film()"), "uses clips.Film, which does not exist"),
     "no badge": (source(0, "# Lengthen a clip"), "no Colab badge"),
     "badge of another": (
         source(0, f"# A\n\n{BADGE}\n{BADGE.replace('someone', 'other')}"),

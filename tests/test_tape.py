@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.forecast import STAGES, Request, Tape, stages
-from helpers.forecast.allocators import rounded
-from helpers.forecast.replay import remembering
+from helpers.forecast.recording.allocators import rounded
+from helpers.forecast.recording.replay import remembering
 from helpers.models import CONFIGS, Architecture
 
 pytestmark = pytest.mark.forecast

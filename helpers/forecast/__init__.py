@@ -28,5 +28,5 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "pipelines": ("stages",),
     "pipelines.base": ("Request", "RequestError"),
     "placement": ("Placement",),
-    "tape": ("Tape",),
+    "recording.tape": ("Tape",),
 })  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU
 from helpers.forecast.pipelines.base import RequestError
-from helpers.forecast.recording import architecture
+from helpers.forecast.recording.recorder import architecture
 from helpers.models.architecture import ArchitectureError
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 

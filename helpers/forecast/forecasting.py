@@ -4,8 +4,8 @@
     forecasts("ltx_video", width=768, height=512, num_frames=121)  # all five modes
 
 Each stage's real forward runs on torch's `meta` device, where tensors have shapes but no data. A tape follows every
-storage (`helpers.forecast.tape`), and the rules of the offload mode tell which weights are on the GPU at each moment
-(`helpers.forecast.placement`). The highest sum is the peak. This takes seconds, and neither a GPU nor weights.
+storage (`helpers.forecast.recording`), and the rules of the offload mode tell which weights are on the GPU at each
+moment (`helpers.forecast.placement`). The highest sum is the peak. This takes seconds, and neither a GPU nor weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from helpers.forecast.pipelines import stages
 from helpers.forecast.pipelines.base import Request, RequestError, Stages
 from helpers.forecast.placement import Placement
 from helpers.forecast.ram import ram_gib
-from helpers.forecast.recording import Recording, architecture, record
+from helpers.forecast.recording.recorder import Recording, architecture, record
 from helpers.forecast.result import Forecast, Forecasts
 from helpers.forecast.stage import STAGES, Stage
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES

@@ -17,7 +17,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from helpers.forecast.allocators import module_bytes, rounded, tensors
 from helpers.forecast.rates import (
     GROUP_CALL_SECONDS,
     GROUP_TENSOR_SECONDS,
@@ -26,7 +25,8 @@ from helpers.forecast.rates import (
     SEQUENTIAL_TENSOR_SECONDS,
     Rates,
 )
-from helpers.forecast.tape import Tape
+from helpers.forecast.recording.allocators import module_bytes, rounded, tensors
+from helpers.forecast.recording.tape import Tape
 from helpers.models.architecture import DENOISERS
 
 Hold = Callable[[int, int, int], None]  # bytes that are on the GPU from one event until another

@@ -15,7 +15,7 @@ from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPU
 from helpers.forecast.pipelines import stages
 from helpers.forecast.pipelines.base import Request
-from helpers.forecast.recording import architecture
+from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, Forecast, Forecasts
 
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds

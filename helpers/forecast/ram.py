@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from helpers.forecast.allocators import power_of_two, tensors
 from helpers.forecast.pipelines.base import Request
 from helpers.forecast.placement import Group, Placement
+from helpers.forecast.recording.allocators import power_of_two, tensors
 from helpers.models.architecture import Architecture
 from helpers.units import GIB
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.forecast.tape import Tape
+from helpers.forecast.recording.tape import Tape
 
 # The share of a datasheet's rate that real work reaches. Set once, so that the steps of five full-size models on an
 # H100 and an H200 (torch 2.11) come out within 25 %.

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from helpers.charts import svg
 from helpers.charts.timelines import Series, timeline
 
-
 METER_JSON = "application/vnd.clip-lessons.meter+json"  # what programs read in an executed notebook
 
 

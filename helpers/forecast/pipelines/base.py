@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from helpers.forecast.replay import Method
+from helpers.forecast.recording.replay import Method
 from helpers.models.architecture import Architecture
 
 
@@ -136,7 +136,7 @@ class Stages(ABC):
             self.vae.use_tiling = before
 
     def alike(self) -> list[list[Method]]:
-        """Methods that do the same to tensors of the same shapes, for `helpers.forecast.replay.remembering`.
+        """Methods that do the same to tensors of the same shapes, for `helpers.forecast.recording.replay.remembering`.
 
         These are the VAE's two halves, which see one tile after another, the methods that blend the tiles, and those
         members of the denoiser's module lists that have the same class and the same parameters.

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from helpers.forecast.allocators import rounded
+from helpers.forecast.recording.allocators import rounded
 
 # PyTorch's layer norm gives each row its own block of threads, so a short row takes as long as this much traffic would:
 # 1.1 ns for a row of 64 channels on an H200. CogVideoX normalises each head of each token.

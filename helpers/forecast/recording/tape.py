@@ -27,8 +27,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from helpers.forecast.allocators import rounded, tensors
-from helpers.forecast.operations import attention_cost, cost
+from helpers.forecast.recording.allocators import rounded, tensors
+from helpers.forecast.recording.operations import attention_cost, cost
 
 Event = tuple[int, int, int, int, int, str, torch.nn.Module | None]  # live, work, flops, moved, kind, operation, module
 

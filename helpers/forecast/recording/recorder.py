@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from helpers.forecast.allocators import module_bytes
 from helpers.forecast.pipelines.base import Stages
-from helpers.forecast.replay import remembering
-from helpers.forecast.tape import Tape
+from helpers.forecast.recording.allocators import module_bytes
+from helpers.forecast.recording.replay import remembering
+from helpers.forecast.recording.tape import Tape
 from helpers.models.architecture import Architecture
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from helpers.forecast.tape import Segment, Tape, columns, layout_of, likeness
+from helpers.forecast.recording.tape import Segment, Tape, columns, layout_of, likeness
 
 Method = tuple[torch.nn.Module, str]
 
