@@ -42,10 +42,10 @@ def test_a_mode_run_of_one_phase_has_the_peaks_and_seconds_of_that_phase():
     load, denoise = meter.phases
     load.peak_ram_gib, load.peak_allocated_gib, load.peak_reserved_gib = 99.0, 9.0, 9.5
     denoise.peak_ram_gib, denoise.peak_allocated_gib, denoise.peak_reserved_gib = 55.0, 5.0, 5.5
-    whole, part = (ModeRun.from_meter("model", meter, phase=phase) for phase in (None, "denoise"))
+    whole, run = (ModeRun.from_meter("model", meter, phase=phase) for phase in (None, "denoise"))
     assert (whole.peak_ram_gib, whole.peak_allocated_gib, whole.peak_reserved_gib) == (99.0, 9.0, 9.5)
-    assert (part.peak_ram_gib, part.peak_allocated_gib, part.peak_reserved_gib) == (55.0, 5.0, 5.5)
-    assert part.seconds == denoise.seconds and part.stages == whole.stages
+    assert (run.peak_ram_gib, run.peak_allocated_gib, run.peak_reserved_gib) == (55.0, 5.0, 5.5)
+    assert run.seconds == denoise.seconds and run.stages == whole.stages
     meter.samples = [Sample(load.seconds, 1.0, device=8.0), Sample(meter.seconds, 1.0, device=4.0)]
     assert ModeRun.from_meter("model", meter).peak_device_gib == 8.0
     assert ModeRun.from_meter("model", meter, phase="denoise").peak_device_gib == 4.0

@@ -42,14 +42,14 @@ def shown(revision=None, **options):
         return f"{type(error).__name__}: {error}"
 
 
-def pipeline(class_name, *parts):
-    """A `model_index.json`; each part is its name, its library and its class."""
+def pipeline(class_name, *components):
+    """A `model_index.json`; each component is its name, its library and its class."""
     index = {"_class_name": class_name, "_diffusers_version": "0.42.1", "unused": [None, None]}
-    return json.dumps(index | {name: rest for name, *rest in parts}).encode()
+    return json.dumps(index | {name: rest for name, *rest in components}).encode()
 
 
 SCHEDULER = ("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler")
-OWN = None  # stands for content that no other file has: the Hub keeps equal files only once
+OWN = None  # content that no other file has, because the Hub stores equal files only once
 LAYOUTS = {
     "own/sharded": {
         "model_index.json": pipeline(
@@ -132,7 +132,7 @@ def test_the_preview_names_the_files_that_diffusers_fetches(tmp_path):
     for repo, line in zip([*LAYOUTS, REPO], lines, strict=True):
         files, size, again = json.loads(line)
         fetched = hub.fetched(repo=repo)
-        index = fetched.pop("model_index.json")  # both need it, and who comes first fetches it
+        index = fetched.pop("model_index.json")  # both need it, and the first to run fetches it
         assert index and set(files) == set(fetched), repo
         assert size == sum(fetched.values()) and again == []
     assert not any(request.status >= 400 for request in hub.requests if request.kind != "unknown")
@@ -236,8 +236,8 @@ def test_a_disk_that_is_too_full(hub, monkeypatch):
     free = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free(2**34, 2**34 - 2**29, 2**29))
     said = shown()
-    parts = sum(path.stat().st_size for path in (ROOT / "data" / "miniatures" / "ltx_video").glob("*/*")) / 2**20
-    assert f"DownloadError: {REPO} needs {parts:.1f} MiB of disk" in said and "0.50 GiB free: free 0.6 GiB" in said
+    needed = sum(path.stat().st_size for path in (ROOT / "data" / "miniatures" / "ltx_video").glob("*/*")) / 2**20
+    assert f"DownloadError: {REPO} needs {needed:.1f} MiB of disk" in said and "0.50 GiB free: free 0.6 GiB" in said
     assert constants.HF_HUB_CACHE in said and "set HF_HOME" in said
     assert set(hub.fetched()) == {"model_index.json"}
 

@@ -4,6 +4,8 @@ import pytest
 
 from helpers.files import replacing
 
+pytestmark = pytest.mark.charts
+
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())

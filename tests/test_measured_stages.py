@@ -11,6 +11,9 @@ from helpers.models.catalogue import MODELS
 from helpers.models.dummies import dummy_folder
 from tests import small_configs
 
+pytestmark = pytest.mark.make
+
+
 SIZES = {
     "ltx_video": (64, 64, 9), "wan22_ti2v_5b": (64, 64, 5), "wan22_i2v_a14b": (64, 64, 5),
     "cogvideox_5b_i2v": (64, 64, 5), "svd_xt": (64, 64, 3),

@@ -19,8 +19,6 @@ import psutil
 import pytest
 import torch
 
-from helpers.charts.svg import fit, spread, ticks
-from helpers.charts.timelines import MOST_POINTS, Series, thin, timeline
 from helpers.measure.memory import trim
 from helpers.measure.meter import VRAMMeter
 from helpers.measure.readout import Phase, Readout, Sample
@@ -177,7 +175,7 @@ def test_a_meter_is_a_dictionary_of_its_figures():
 
 @needs_no_cuda
 def test_without_a_gpu_no_vram_is_shown():
-    with VRAMMeter("plain", budget_gb=12, forecast=SimpleNamespace(peak_vram_gib=8.06)) as meter:
+    with VRAMMeter("baseline", budget_gb=12, forecast=SimpleNamespace(peak_vram_gib=8.06)) as meter:
         pass
     assert meter.peak_allocated_gib is meter.peak_reserved_gib is meter.peak_device_gib is None
     assert meter.phases[0].peak_allocated_gib is None
@@ -224,23 +222,6 @@ def test_the_chart_is_small_valid_and_described():
     assert len(drawing.encode()) < 12_000
 
 
-def test_the_vram_chart_has_all_its_lines_and_stays_small():
-    # Drawn from numbers made up here, so that it is looked at on machines without a GPU too.
-    lines = [
-        Series(name, [(i / 10, (i * factor) % 9.87) for i in range(2000)], dash=dash)
-        for name, factor, dash in (("device-wide", 0.13, "2 3"), ("reserved", 0.7, "7 3"), ("main", 0.1, ""))
-    ]
-    phases = [("encode", 0.0, 20.0), ("denoise", 20.0, 170.0), ("decode", 190.0, 9.9)]
-    drawing = timeline("all", lines, bands=phases, limits=[("budget", 12.0), ("forecast", 8.06)])
-    root = ElementTree.fromstring(drawing)
-    texts = [element.text or "" for element in root.iterfind("{*}text")]
-    for label in ("budget 12.00", "forecast 8.06", "device-wide", "reserved", "main", "peak 9.8", "denoise"):
-        assert any(text.startswith(label) for text in texts), label
-    dashes = [line.get("stroke-dasharray") for line in root.iterfind("{*}polyline")]
-    assert {"10 4", "2 4 8 4", "2 3", "7 3", None} <= set(dashes)
-    assert len(drawing.encode()) < 12_000
-
-
 def test_a_meter_that_never_ran_says_so_and_no_more():
     assert VRAMMeter("idle")._repr_mimebundle_() == {"text/plain": "idle: not started"}
 
@@ -258,33 +239,6 @@ def test_what_malloc_keeps_of_freed_weights_goes_back_to_the_system():
     assert trim()
     assert kept - resident() > 150 * 2**20
     assert len(copies) == len(pieces) == 60
-
-
-def test_thinning_keeps_the_peak():
-    points = [(float(i), 1.0) for i in range(1999)] + [(1999.0, 0.5)]
-    points[777] = (777.0, 9.0)
-    thinned = thin(points)
-    assert len(thinned) <= MOST_POINTS
-    assert (777.0, 9.0) in thinned
-    assert thin(points[:5]) == points[:5]
-
-
-def test_labels_are_spread_and_cut():
-    placed = spread([100.0, 101.0, 99.0, 20.0], gap=13, limit=110)
-    assert placed[3] == 20
-    assert placed[2] < placed[0] < placed[1] <= 110
-    assert placed[1] - placed[0] >= 13
-    assert fit("denoise", 100) == "denoise"
-    assert fit("denoise", 30).endswith("…")
-    assert fit("denoise", 5) == ""
-
-
-@pytest.mark.parametrize("top", [0.011, 0.3, 1, 1.12, 7.5, 13.44, 99.9, 3600])
-def test_ticks_are_few_and_round(top):
-    values = ticks(top)
-    assert 3 <= len(values) <= 6
-    assert values[0] == 0
-    assert values[-1] <= top
 
 
 def test_a_chart_updated_from_the_thread_is_saved_in_the_notebook(tmp_path):

@@ -11,10 +11,10 @@ import pytest
 from nbconvert import HTMLExporter
 from safetensors.torch import load, save
 
-from helpers.run_lesson import NOTEBOOKS, ROOT
 from tests.hub_server import HubServer, environment, lightricks_ltx_video, python
-from tests.notebook_style import plain_python
+from tests.notebook_style import ROOT, plain_python
 
+NOTEBOOKS = ROOT / "notebooks"
 REPO = "Lightricks/LTX-Video"
 PAGE = f"https://huggingface.co/{REPO}"
 VAE = "vae/diffusion_pytorch_model.safetensors"
