@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from data.make.measurements import lessons, set_ups
 from helpers import measure
-from helpers.measure import METER_JSON
+from helpers.charts import METER_JSON
 from helpers.models import OFFLOAD_MODES
 from tests.notebook_style import ROOT
 

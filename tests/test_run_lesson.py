@@ -7,6 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from helpers import run_lesson
+from helpers.run_lesson import progress
 
 pytestmark = pytest.mark.run_lesson
 
@@ -106,7 +107,31 @@ def test_leaving_in_the_last_cell_is_a_failure(lesson, capsys):
 def test_timeout(lesson, capsys):
     assert lesson("import time; time.sleep(60)", "b = 2", arguments=["--timeout", "2"]) == 1
     err = capsys.readouterr().err
-    assert "cell `step-1`" in err and "timed out" in err
+    assert "cell `step-1`: timed out after 2 s: give more with --timeout" in err
+
+
+SLOW_STEPS = """\
+import time
+from helpers.measure import StepTimer, VRAMMeter
+class Pipe:
+    num_timesteps = 4
+with VRAMMeter("generate", interval=0.05):
+    timer = StepTimer()
+    for step in range(4):
+        time.sleep(0.6)
+        timer(Pipe(), step, None, {})"""
+
+
+def test_a_long_cell_tells_how_far_it_is(lesson, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.1)
+    assert lesson("a = 1", SLOW_STEPS) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("cell 3 of 3, step-2: step 2 of 4, about 1 s left" in line for line in lines), lines
+    assert any("cell 3 of 3, step-2: step 1 of 4 (" in line for line in lines), "no estimate after one step"
+
+
+def test_before_the_first_cell_there_is_nothing_to_tell():
+    assert progress.status(None) == "" == progress.status(new_notebook(cells=[new_code_cell("a = 1")]))
 
 
 def test_dead_kernel(lesson, capsys):

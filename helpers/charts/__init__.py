@@ -12,4 +12,5 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "table": ("MISSING", "Picture", "ShownAsTable", "Table", "figure"),
     "timelines": ("LIMIT_STYLES", "Series", "thin", "timeline"),
     "bar_charts": ("Bar", "bars"),
+    "mime": ("METER_JSON",),
 })

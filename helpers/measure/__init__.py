@@ -22,7 +22,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "comparison": ("SAME_LATENTS", "Comparison", "ModeRun"),
     "memory": ("release", "trim"),
     "meter": ("VRAMMeter",),
-    "readout": ("METER_JSON", "Phase", "Sample"),
+    "readout": ("Phase", "Progress", "Sample", "duration"),
     "records": ("RECORD_KEYS", "load", "record", "records_table", "save", "versions"),
     "steps": ("StepTimer",),
 })  # fmt: skip

@@ -34,7 +34,7 @@ import psutil
 import torch
 
 from helpers.measure.memory import release
-from helpers.measure.readout import Phase, Readout, Sample
+from helpers.measure.readout import Phase, Progress, Readout, Sample
 from helpers.units import GIB
 
 SECONDS_BETWEEN_UPDATES = 0.25  # a faster picture would only keep the browser busy
@@ -97,6 +97,7 @@ class VRAMMeter:
         self._lock = threading.Lock()  # guards phases, samples and the allocator's peaks
         self._stop = threading.Event()
         self._handle = None
+        self._progress: Progress | None = None
 
     def __enter__(self) -> VRAMMeter:
         if self.state != "not started":
@@ -109,6 +110,7 @@ class VRAMMeter:
             self._synchronize()
         live = self.show and _in_notebook()
         self.state = "running"
+        _running.append(self)
         self._started = time.perf_counter()
         self._begin_phase("start", 0.0)
         self.baseline_ram_gib = self._sample().ram
@@ -122,6 +124,7 @@ class VRAMMeter:
 
     def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._stop.set()
+        _running.remove(self)
         try:
             self._thread.join()
             if error_type is None:
@@ -174,6 +177,7 @@ class VRAMMeter:
             budget_gib=self.budget_gib,
             forecast_gib=self.forecast_gib,
             baseline_ram_gib=self.baseline_ram_gib,
+            progress=self._progress,
         )
 
     @property
@@ -249,6 +253,15 @@ class VRAMMeter:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return self.readout()._repr_mimebundle_()
+
+
+_running: list[VRAMMeter] = []
+
+
+def report(progress: Progress) -> None:
+    """Let the running meters show how far the denoising is. `StepTimer` calls this after each step."""
+    for meter in _running:
+        meter._progress = progress
 
 
 def _in_notebook() -> bool:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from helpers.charts import svg
+from helpers.charts.mime import METER_JSON
 from helpers.charts.timelines import Series, timeline
-
-METER_JSON = "application/vnd.clip-lessons.meter+json"  # what programs read in an executed notebook
 
 
 @dataclass
@@ -22,6 +21,27 @@ class Phase:
     peak_allocated_gib: float | None = None
     peak_reserved_gib: float | None = None
     peak_ram_gib: float = 0.0
+
+
+class Progress(NamedTuple):
+    """How far the denoising is, and the estimated seconds until its last step; `None` before the second step."""
+
+    step: int
+    steps: int
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
+        return f"step {self.step} of {self.steps}{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "42 s", "7 min 5 s", "1 h 3 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Sample(NamedTuple):
@@ -45,6 +65,7 @@ class Readout:
         on_gpu: Whether there is a CUDA device; without one, the chart shows the process's RAM.
         budget_gib, forecast_gib: The VRAM budget and the forecast VRAM peak, or `None`.
         baseline_ram_gib: The RAM when the meter started.
+        progress: The last denoising step that a `StepTimer` reported, or `None`.
     """
 
     title: str
@@ -55,6 +76,7 @@ class Readout:
     budget_gib: float | None = None
     forecast_gib: float | None = None
     baseline_ram_gib: float = 0.0
+    progress: Progress | None = None
 
     @property
     def seconds(self) -> float:
@@ -130,7 +152,10 @@ class Readout:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
         text = {"text/plain": repr(self)}
-        return {"image/svg+xml": self._chart(), METER_JSON: self.as_dict(), **text} if self.samples else text
+        if not self.samples:
+            return text
+        figures = self.as_dict() | {"progress": self.progress and self.progress._asdict()}
+        return {"image/svg+xml": self._chart(), METER_JSON: figures, **text}
 
     def _chart(self) -> str:
         if self.on_gpu:
@@ -155,7 +180,8 @@ class Readout:
         )
 
     def _progress(self) -> str:
-        return f"{self.state}, {self.seconds:.1f} s"
+        running = f", {self.progress}" if self.state == "running" and self.progress else ""
+        return f"{self.state}, {self.seconds:.1f} s{running}"
 
     def _facts(self) -> list[str]:
         ram = f"peak {self.peak_ram_gib:.2f} GiB, {self.baseline_ram_gib:.2f} before"

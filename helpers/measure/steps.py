@@ -12,9 +12,14 @@ import time
 
 import torch
 
+from helpers.measure.meter import report
+from helpers.measure.readout import Progress
+
 
 class StepTimer:
     """A `callback_on_step_end` for diffusers pipelines that records how long each step takes.
+
+    A running `VRAMMeter` shows the progress: the step, the number of steps, and the estimated time left.
 
     The clock starts at construction, and `start()` restarts it. The first duration therefore includes everything
     before the first step ends, such as encoding, and `step_seconds` leaves it out.
@@ -35,6 +40,9 @@ class StepTimer:
         now = self._now()
         self.durations.append(now - self._last)
         self._last = now
+        if steps := getattr(pipe, "num_timesteps", None):
+            left = self.step_seconds * (steps - step - 1) if len(self.durations) > 1 else None
+            report(Progress(step + 1, steps, left))
         return callback_kwargs
 
     @property

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="folder for the lesson's results (default: outputs in the project)"
     )
     parser.add_argument(
-        "--timeout", type=float, default=600, help="seconds that one cell may take (default: 600)"
+        "--timeout", type=float, help="the most seconds that one cell may take (default: no limit)"
     )
     parser.add_argument(
         "--verbose", action="store_true", help="show papermill's progress and the cells' output"
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "out_dir" in types:
             parameters["out_dir"] = str(out_dir)
         print(f"Running {shown_path(notebook)} ...", flush=True)
-        run = run_lesson(notebook, parameters, out_dir, options.timeout, options.verbose)
+        run = run_lesson(notebook, parameters, out_dir, options.timeout, options.verbose, heartbeat=not options.verbose)
     except LessonError as error:
         print(error, file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,20 @@ def check_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, str]
 
 
 def run_lesson(
-    notebook: Path, parameters: Mapping[str, Any], out_dir: Path, timeout: float = 600, verbose: bool = False
+    notebook: Path,
+    parameters: Mapping[str, Any],
+    out_dir: Path,
+    timeout: float | None = None,
+    verbose: bool = False,
+    heartbeat: bool = False,
 ) -> Run:
-    """Execute `notebook` with at most `timeout` seconds per cell, and keep the executed copy in `out_dir`.
+    """Execute `notebook`, and keep the executed copy in `out_dir`.
+
+    Args:
+        timeout: The most seconds that one cell may take; `None` for no limit, because a real model takes minutes or
+            hours to generate, and downloads run in cells, too.
+        verbose: Whether to show papermill's progress and the output of the cells.
+        heartbeat: Whether to print now and then which cell is running, at which step, and how much time is left.
 
     The copy is written under a temporary name and then renamed, so a copy you find is complete.
 
@@ -87,6 +98,8 @@ def run_lesson(
     """
     import papermill
 
+    from helpers.run_lesson.progress import ENGINE, Heartbeat  # imports papermill, too
+
     logging.getLogger("papermill").setLevel(logging.INFO if verbose else logging.ERROR)
     out_dir.mkdir(parents=True, exist_ok=True)
     temporary = out_dir / f"{notebook.stem}.{os.getpid()}.partial.ipynb"
@@ -94,11 +107,12 @@ def run_lesson(
     before, started = _stamps(out_dir), time.monotonic()
     stopped_by = ""
     try:
-        with _this_python_as_kernel():
+        with _this_python_as_kernel(), Heartbeat() if heartbeat else nullcontext():
             papermill.execute_notebook(
                 notebook,
                 temporary,
                 parameters=dict(parameters),
+                engine_name=ENGINE,
                 kernel_name="python3",
                 cwd=notebook.parent,
                 execution_timeout=timeout,
@@ -109,6 +123,8 @@ def run_lesson(
         pass  # the notebook has kept the error
     except Exception as error:  # the kernel died, a cell took too long, ...
         stopped_by = _first_lines(str(error), 2) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            stopped_by = f"timed out after {timeout:g} s: give more with --timeout, or leave it out for no limit"
     except KeyboardInterrupt:
         temporary.unlink(missing_ok=True)
         raise

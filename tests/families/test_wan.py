@@ -9,7 +9,7 @@ from data.make import ROOT
 from data.make.clips.scenes import PROMPTS
 from data.make.miniatures.dataset import encode, pixels
 from data.make.miniatures.families import family_of, wan, wan22_i2v_a14b
-from data.make.miniatures.on_own_predictions import OwnPredictions
+from data.make.miniatures.families.on_own_predictions import OwnPredictions
 from data.make.miniatures.quantization_aware import q4_0
 from data.make.miniatures.vaes import channel_weights
 from helpers.models import gguf_path

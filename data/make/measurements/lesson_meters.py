@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from helpers.measure import METER_JSON
+from helpers.charts import METER_JSON
 
 
 def meters(notebook: Path) -> dict[str, dict]:

@@ -15,7 +15,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from .. import prompts
-from ..on_own_predictions import ALMOST_PURE, OwnPredictions
+from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from ..prompts import drop_some
 from ..quantization_aware import fp8, in_fp8, inner_linear, prepare, quantized_conv, quantized_linear
 from ..vaes import channel_weights, forward_replaced, maybe_compiled

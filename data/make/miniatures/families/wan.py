@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from ..on_own_predictions import ALMOST_PURE, OwnPredictions
+from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from ..prompts import drop_some
 from ..quantization_aware import quantized_linear
 from ..vaes import channel_weights, forward_replaced, maybe_compiled
