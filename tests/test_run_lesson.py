@@ -126,8 +126,8 @@ def test_a_long_cell_tells_how_far_it_is(lesson, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.1)
     assert lesson("a = 1", SLOW_STEPS) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any("cell 3 of 3, step-2: step 2 of 4, about 1 s left" in line for line in lines), lines
-    assert any("cell 3 of 3, step-2: step 1 of 4 (" in line for line in lines), "no estimate after one step"
+    assert any("cell 4 of 4, step-2: step 2 of 4, about 1 s left" in line for line in lines), lines
+    assert any("cell 4 of 4, step-2: step 1 of 4 (" in line for line in lines), "no estimate after one step"
 
 
 def test_before_the_first_cell_there_is_nothing_to_tell():
