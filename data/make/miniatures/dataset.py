@@ -13,8 +13,8 @@ from .processes import RANK, WORLD, broadcast, say
 EVALUATION_SEEDS = 10_000_000  # training never uses the seeds from here on: `evaluate` draws its clips from them
 
 
-def cast(device: str) -> torch.autocast:
-    """Mixed precision in bf16 on a GPU, none on a CPU."""
+def mixed_precision(device: str) -> torch.autocast:
+    """A context of mixed precision, with bf16 on a GPU and fp32 alone on a CPU."""
     return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
@@ -57,7 +57,7 @@ def encode(posterior_of, clips: torch.Tensor, device: str) -> tuple[torch.Tensor
 
     `posterior_of` is the first function of `Family.encoder_and_decoder`.
     """
-    with cast(device):
+    with mixed_precision(device):
         posterior = posterior_of(pixels(clips))
     return posterior.mean.float(), posterior.std.float().mean((0, 2, 3, 4))
 

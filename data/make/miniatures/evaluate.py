@@ -79,13 +79,13 @@ def cases_of(family: Family) -> list[Case]:
     """The kinds of clips: the machine, other arguments of `render`, and the right and a wrong prompt (or amount)."""
     if family.ambient:
         return [(m, {"ambient": [a]}, a, 0.25 if a > 0.5 else 1.0) for a in AMOUNTS for m in MACHINES]
-    cases = []
+    cases: list[Case] = []
     for speed in SPEEDS:
         for machine in MACHINES:
             for i, action in enumerate(ACTIONS[machine]):
                 other = ACTIONS[machine][(i + 1) % len(ACTIONS[machine])]
-                prompts = (prompt_of(machine, one, speed) for one in (action, other))
-                cases.append((machine, {"action": action, "speed": speed}, *prompts))
+                right, wrong = (prompt_of(machine, one, speed) for one in (action, other))
+                cases.append((machine, {"action": action, "speed": speed}, right, wrong))
     return cases
 
 

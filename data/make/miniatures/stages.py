@@ -5,14 +5,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from helpers.models import MODELS
 
-from .dataset import cast, draw_clips, encoded_clips, joined, make_latents, normalize, pixels
+from .dataset import draw_clips, encoded_clips, joined, make_latents, mixed_precision, normalize, pixels
 from .families import Family
-from .families.protocol import Denoising, SteppedDenoising
+from .families.protocol import Denoising, ExpertDenoising, SteppedDenoising
 from .losses import reconstruction_loss
 from .optimize import fit, layout_of, use_fast_layout
 from .processes import RANK, STARTED, agreed, barrier, say
@@ -65,7 +66,7 @@ def train_vae(run: Run) -> tuple[torch.nn.Module, dict]:
         if torch.rand(()).item() < 0.5:
             x = x.flip(4)
         x = x.contiguous(memory_format=layout_of(x))
-        with cast(device):
+        with mixed_precision(device):
             posterior = posterior_of(x)
             y = rebuilt(posterior.sample())
         # Where a pipeline only scales the latents (`vaes.scale_to_one`), their channels should be centred on zero.
@@ -96,8 +97,8 @@ def train_denoisers(run: Run, vae: torch.nn.Module) -> dict[str, dict]:
         if not run.is_trained(component):
             denoising = family.denoising(*made, embeds, mask, options.batch, component)
             if before:  # two experts: the later one starts from the predictions of the earlier one
-                with cast(device):
-                    denoising.follow(read_denoiser(family, work / before).to(device))
+                with mixed_precision(device):
+                    cast(ExpertDenoising, denoising).follow(read_denoiser(family, work / before).to(device))
             denoiser, logs[stage] = train_denoiser(run, denoising, component, stage, before)
             if RANK == 0:
                 denoiser.half().save_pretrained(work / component)
@@ -125,7 +126,7 @@ def train_denoiser(
             denoiser.compile(dynamic=False)
 
     def loss():
-        with cast(device):
+        with mixed_precision(device):
             return denoising.loss(denoiser)
 
     minutes, deadline = options.denoiser_minutes / len(family.denoisers), None
@@ -156,12 +157,12 @@ def finish_decoder(run: Run, vae: torch.nn.Module) -> tuple[torch.nn.Module, dic
     normalize((latents, conditions), mean, std)
     spread = spread / std
     rest = (*embedded_prompts(run), options.batch, next(iter(family.denoisers)))
-    denoising = family.denoising(latents, conditions, prompts, spread, *rest)
+    denoising = cast(SteppedDenoising, family.denoising(latents, conditions, prompts, spread, *rest))
     denoisers = {
         read_denoiser(family, work / component).to(device).eval(): family.least_noise(component)
         for component in family.denoisers
     }
-    with cast(device):
+    with mixed_precision(device):
         made = generate_latents(denoising, denoisers, MODELS[run.model].defaults["miniature"].steps)
     say("generated", tuple(made.shape), f"error {(made.float() - latents.float()).square().mean().item():.4f}")
     del rows, denoising, denoisers, conditions
@@ -178,7 +179,7 @@ def finish_decoder(run: Run, vae: torch.nn.Module) -> tuple[torch.nn.Module, dic
         encoded = encoded + spread.view(shape) * torch.randn_like(encoded)
         z = torch.cat([made[pick[:half]].float(), encoded]) * std.view(shape) + mean.view(shape)
         z = z.contiguous(memory_format=layout_of(z))
-        with cast(device):
+        with mixed_precision(device):
             y = rebuilt(z)
         return reconstruction_loss(y.float(), x)
 

@@ -96,7 +96,8 @@ class Family(Protocol):
         positions: Number of text positions that the denoiser attends to, padding included; `None` if it masks padding.
         storage: A sentence for the model card that says in which format the weights are stored.
         finishes_decoder: Whether the VAE's decoder is trained again at the end, on generated latents. If so,
-            `statistics` must be implemented, and `denoising` must return a `SteppedDenoising`.
+            `statistics` must be implemented, and `denoising` must return a `SteppedDenoising`, or an
+            `ExpertDenoising` if there are several denoisers.
     """
 
     frames: int
@@ -105,8 +106,8 @@ class Family(Protocol):
     context: int
     ambient: bool
     denoisers: Mapping[str, str]
-    vae_class: type
-    denoiser_class: type
+    vae_class: Any
+    denoiser_class: Any
     encoder: str
     positions: int | None
     storage: str
