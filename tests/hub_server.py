@@ -45,7 +45,7 @@ ROUTES = {
 
 BOTH_ENDS = re.compile(r"bytes=\d+-\d+")
 
-# A file: its content, or the size of a decoy, which is listed like any other and whose content nobody may ask for.
+# A file: its content, or the size of a decoy, which is listed like any other and whose content must not be requested.
 Files = Mapping[str, "bytes | int"]
 
 
@@ -90,7 +90,7 @@ class Request:
 
 
 class HubServer:
-    """The server. It runs between `with HubServer(...) as hub:` and the block's end, on a port of its own.
+    """The server. It runs between `with HubServer(...) as hub:` and the block's end, on a free port.
 
     Attributes, all of which may be set while it runs:
         repos: Files by repository id.

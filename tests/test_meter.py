@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import mmap
+import re
 import threading
 import time
 import weakref
@@ -21,7 +22,8 @@ import torch
 
 from helpers.measure.memory import trim
 from helpers.measure.meter import VRAMMeter
-from helpers.measure.readout import Phase, Readout, Sample
+from helpers.measure.readout import Phase, Readout, Sample, duration
+from helpers.measure.steps import StepTimer
 from helpers.units import GIB
 
 pytestmark = pytest.mark.measure
@@ -330,3 +332,25 @@ def test_running_out_of_memory_is_metered_and_what_it_held_is_freed():
     assert meter.error == "OutOfMemoryError"
     assert torch.cuda.memory_allocated() == before
     assert meter.peak_allocated_gib >= 0.25
+
+
+def test_a_running_meter_shows_how_far_the_denoising_is():
+    class Pipe:
+        num_timesteps = 3
+
+    with VRAMMeter("generate", show=False) as meter:
+        timer = StepTimer()
+        timer(Pipe(), 0, None, {})
+        assert "running" in repr(meter) and "step 1 of 3" in repr(meter) and "left" not in repr(meter)
+        timer(Pipe(), 1, None, {})
+        assert re.search(r"step 2 of 3, about \d+ s left", repr(meter))
+        timer(object(), 2, None, {})  # a pipeline that does not tell its number of steps
+        assert "step 2 of 3" in repr(meter)
+    assert "step" not in repr(meter).splitlines()[0], "a finished meter is at no step"
+    with VRAMMeter("the next", show=False) as other:
+        assert "step" not in repr(other)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (125, "2 min 5 s"), (3780, "1 h 3 min")])
+def test_a_duration_as_a_person_says_it(seconds, text):
+    assert duration(seconds) == text

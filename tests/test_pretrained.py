@@ -40,7 +40,7 @@ CHUNK = 10 * 2**20  # bytes: huggingface_hub writes, and so resumes, in pieces o
 
 
 def run_lesson(out, env, lesson="01_ltx_video", **parameters):
-    """Runs a lesson in a process of its own, so that the Hub's address is read anew."""
+    """Run a lesson in a separate process, so that it reads the Hub's address again."""
     words = [word for name, value in (SMALL | parameters).items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "helpers.run_lesson", str(lesson), "--out", str(out), *words]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)

@@ -198,7 +198,7 @@ def test_a_card_that_overflows_is_empty_afterwards(capsys):
 
 
 def notebook_of(lesson, cells, folder):
-    """The named cells of a lesson as a notebook of their own."""
+    """The named cells of a lesson as a separate notebook."""
     notebook = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", 4)
     notebook.cells = [cell for cell in notebook.cells if cell.id in cells.split()]
     forecasts_too = nbformat.v4.new_code_cell("from helpers.forecast import forecasts", id="forecasts")

@@ -15,7 +15,7 @@ import numpy as np
 from helpers.clips.clip import ClipError
 from helpers.clips.ffmpeg import ffmpeg_path, run
 
-DEFAULT_FPS = 24.0  # of pictures, which have no rate of their own
+DEFAULT_FPS = 24.0  # of pictures, which have no frame rate
 SCALING = "accurate_rnd+full_chroma_int"  # without these flags, colours come out about one level in 255 too dark
 MOST_BYTES = 2 * 2**30  # of RAM for the frames of one clip
 

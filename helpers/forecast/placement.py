@@ -233,7 +233,7 @@ class Placement:
     def _streamed_seconds(self, tape: Tape, clock: np.ndarray, rates: Rates) -> float:
         """Seconds of the computation beside streamed copies. The CPU, the copies and the GPU each keep their own time.
 
-        Each call's hook waits for the copy of its own group and starts the copy of the next one; then the CPU launches
+        Each call's hook waits for the copy of its group and starts the copy of the next one; then the CPU launches
         the layer's operations. The hooks note the order of the groups once (`LazyPrefetchGroupOffloadingHook`), so a
         layer that is called repeatedly, as in a chunked feed-forward, prefetches the group that follows its last call.
         A group that was not prefetched is copied while the CPU waits (`GroupOffloadingHook.pre_forward`).

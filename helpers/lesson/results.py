@@ -35,7 +35,7 @@ def save_clip(longer: Clip, source: Clip, settings: Settings) -> None:
 
 
 def true_frames(source: Clip, past: Clip, count: int, fps: float, fit: str) -> np.ndarray | None:
-    """What really came next, at the times of `count` new frames; `None` where nobody knows.
+    """What really came next, at the times of `count` new frames; `None` for clips without a known continuation.
 
     Args:
         source: The clip that was read.

@@ -15,11 +15,11 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from .. import prompts
-from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from ..prompts import drop_some
 from ..quantization_aware import fp8, in_fp8, inner_linear, prepare, quantized_conv, quantized_linear
 from ..vaes import channel_weights, forward_replaced, maybe_compiled
 from .base import BaseFamily
+from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from .protocol import Continuer, SteppedDenoising
 
 FRAMES = 25  # 8k + 1, the rule of the real model

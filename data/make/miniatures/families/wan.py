@@ -10,11 +10,11 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from ..prompts import drop_some
 from ..quantization_aware import quantized_linear
 from ..vaes import channel_weights, forward_replaced, maybe_compiled
 from .base import BaseFamily
+from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from .protocol import ExpertDenoising
 
 TOKENS = 512  # Wan's pipeline pads the embeddings of a prompt with zeros to this length
