@@ -63,7 +63,7 @@ def publish(folder):
 
 
 def colab_machine(folder):
-    """An environment that has what Colab has, taken from this one; gives its Python and the folder of the packages it adds.
+    """An environment with what Colab has, taken from this one; gives its Python and the folder of the packages it adds.
 
     What is there already lies in another folder, so all that pip then adds or replaces is in the environment's own.
     """

@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from helpers.lesson import EnvironmentProblem, ParameterError, environment, one_of, prompt_cut, resolve, whole
+from helpers.lesson import (
+    EnvironmentProblem,
+    ParameterError,
+    environment,
+    one_of,
+    parameters,
+    prompt_cut,
+    resolve,
+    whole,
+)
 from helpers.models import OFFLOAD_MODES, checkpoints
 
 pytestmark = pytest.mark.lesson
@@ -177,6 +186,17 @@ def test_a_lessons_own_word():
     assert one_of("fit", "pad", ("crop", "pad")) == "pad"
     with pytest.raises(ParameterError, match="fit='squeeze': choose from crop, pad"):
         one_of("fit", "squeeze", ("crop", "pad"))
+
+
+def test_in_the_folder_of_the_notebooks_paths_count_from_the_root(given, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    settings = resolve("ltx_video", given)
+    assert settings.out_dir == tmp_path / "outputs" and settings.clip == str(tmp_path / "mine.mp4")
+    assert list((tmp_path / "notebooks").iterdir()) == []
+    (tmp_path / "notebooks/mine.mp4").write_bytes(b"nearer")
+    assert resolve("ltx_video", given).clip == "mine.mp4"
 
 
 def test_an_unknown_model_is_named(given):

@@ -8,6 +8,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from helpers import run_lesson
 from helpers.run_lesson import progress
+from helpers.run_lesson.command import from_here
 
 pytestmark = pytest.mark.run_lesson
 
@@ -62,6 +63,29 @@ def test_works_in_the_notebooks_folder_with_this_python(lesson, tmp_path, capsys
     code = "import os, sys\nfrom pathlib import Path\nPath('here').write_text(sys.executable)"
     assert lesson(code) == 0
     assert (tmp_path / "lessons/here").read_text() == sys.executable
+
+
+def test_paths_count_from_the_current_folder(lesson, tmp_path):
+    (tmp_path / "mine.mp4").touch()
+    assert lesson(WRITE, arguments=["-p", "clip", "mine.mp4"]) == 0
+    assert (tmp_path / "out/tiny/run.json").read_text() == f"{tmp_path / 'mine.mp4'} None"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("gone.mp4", "HERE/gone.mp4"), ("clips/a", "HERE/clips/a"), ("excavator", "excavator"), ("", ""), (None, None)],
+)
+def test_only_paths_are_made_absolute(tmp_path, monkeypatch, given, expected):
+    monkeypatch.chdir(tmp_path)
+    assert from_here(given) == (expected and expected.replace("HERE", str(tmp_path)))
+
+
+def test_errors_that_say_what_to_do_are_one_line(lesson, capsys):
+    message = "2 cannot be used:\\n- a=1: odd\\n- b=2: even"
+    assert lesson(f"class ParameterError(ValueError): ...\nraise ParameterError('{message}')") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "FAILED: 01_tiny, cell `step-1`: 2 cannot be used: a=1: odd; b=2: even"
+    assert second.startswith("Partly executed notebook")
 
 
 def test_unknown_parameter(lesson, tmp_path, capsys):

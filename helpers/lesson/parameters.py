@@ -23,6 +23,7 @@ from helpers.models.checkpoints import Checkpoint, checkpoint
 
 MAX_SEED = 2**63 - 1  # the largest positive number that torch.Generator.manual_seed takes
 ENCODE_WAYS = ("fp32", "layer_by_layer")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Settings:
         seed: Seed of the noise.
         vram_budget_gb: GiB of the GPU to use, or `None` for all of it.
         ram_budget_gb: GiB of RAM to stay within, or `None` for no check.
-        out_dir: Where all lessons write.
+        out_dir: Where all lessons write. In the folder of the notebooks, relative paths count from the project's root.
         folder: Where this lesson writes, `out_dir/<model>`; it exists.
         revision: Branch, tag or commit of the Hub repository; `None` for its main branch.
         fit: How a clip with another aspect ratio is fitted, one of `FITS`.
@@ -142,7 +143,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     clip = values.text(problems, "clip", str(clip) if isinstance(clip, Path) else clip)
     try:
         if clip is not None:
-            find(clip)
+            clip = _found(clip)
     except ClipError as error:
         problems.append(f"clip={clip!r}: {error}")
 
@@ -194,6 +195,23 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     )  # fmt: skip
 
 
+def _found(clip: str) -> str:
+    """The clip's name or path. A relative path counts from the current folder, then as in `_from_root`."""
+    from_root = _from_root(Path(clip).expanduser())
+    if not Path(clip).expanduser().exists() and from_root.exists():
+        clip = str(from_root)
+    find(clip)
+    return clip
+
+
+def _from_root(path: Path) -> Path:
+    """In the folder of the notebooks, where JupyterLab runs them, relative paths count from the project's root.
+
+    So `outputs` is one folder, whether a lesson runs in JupyterLab, with `make run` or with papermill.
+    """
+    return ROOT / path if Path.cwd() == ROOT / "notebooks" and not path.is_absolute() else path
+
+
 def _prompt(problems: list[str], entry: Model, prompt: Any, ignore: bool) -> str | None:
     prompt = values.text(problems, "prompt", prompt)
     if prompt is None:
@@ -227,7 +245,7 @@ def _writable(problems: list[str], out_dir: Any, model_name: str) -> Path | None
     if not isinstance(out_dir, str | Path) or not str(out_dir):
         problems.append(f"out_dir={out_dir!r}: give the path of a folder in quotes.")
         return None
-    folder = Path(out_dir).expanduser() / model_name
+    folder = _from_root(Path(out_dir).expanduser()) / model_name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -19,6 +19,8 @@ from helpers.run_lesson.running import (
     shown_path,
 )
 
+PATHS = ("clip", "weights")  # parameters that may be paths; they count from the current folder, as --out does
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Return 0, or 1 if the lesson failed, or 2 if the request is invalid."""
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notebook = find_lesson(options.lesson)
         types = check_parameters(notebook, dict(options.p))
         parameters = {name: parse_value(value, types[name]) for name, value in options.p}
+        parameters |= {name: from_here(parameters[name]) for name in PATHS if name in parameters}
         out_dir = Path(options.out or parameters.get("out_dir") or ROOT / "outputs").resolve()
         if "out_dir" in types:
             parameters["out_dir"] = str(out_dir)
@@ -62,6 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  {RESULTS[path.name]:<9}{shown_path(path)}")
     print(f"  {'notebook':<9}{shown_path(run.notebook)}")
     return 0
+
+
+def from_here(value: Any) -> Any:
+    """A path as an absolute one, because the lesson runs in another folder; names such as "excavator" are unchanged.
+
+    A value is taken for a path if something is there, or if it looks like one, so that an error names the full path.
+    """
+    if not isinstance(value, str) or not value.strip():
+        return value
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.exists() or path.suffix or len(path.parts) > 1 else value
 
 
 def parse_value(text: str, type_name: str) -> Any:

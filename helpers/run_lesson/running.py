@@ -25,6 +25,14 @@ TRACEBACK_LINES = 12  # enough to show the failing line and the error
 RESULTS = {"continued.mp4": "clip", "poster.png": "poster", "run.json": "record"}  # what a lesson writes
 
 
+# Errors of the lessons that say what to do: no traceback could add to them. A list of them becomes one line.
+CLEAR_ERRORS = {
+    "ArchitectureError", "CheckpointError", "ClipError", "DownloadError", "DummyError", "EnvironmentProblem",
+    "GGUFError", "ParameterError", "RequestError",
+}  # fmt: skip
+LIST = "\n- "
+
+
 class LessonError(Exception):
     """The request is invalid: there is no such lesson or parameter."""
 
@@ -184,6 +192,8 @@ def _problem(executed: Path, stopped_by: str) -> str:
             if output.output_type == "error":
                 trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback)).rstrip().splitlines()
                 trace = [line for line in trace if line.strip(" -")]
+                if output.ename in CLEAR_ERRORS:
+                    return f"cell `{cell.id}`: {'; '.join(output.evalue.split(LIST)).replace(':; ', ': ')}"
                 error = f"{output.ename}: {output.evalue}".rstrip(": ")
                 if not trace or _first_lines(error, 1) not in trace[-TRACEBACK_LINES:]:
                     trace.append(error)
