@@ -326,13 +326,13 @@ def test_a_step_is_the_longer_of_computing_and_copying_when_streamed():
 def test_today_s_forecast_is_as_near_to_the_measured_runs_as_the_readme_says(model):
     """The rows that are forecast fastest; `python -m data.make.measurements.stages --compare` compares all of them."""
     from data.make.measurements.stage_accuracy import compare, peak_misses, step_miss
-    from data.make.measurements.stages import known_gpu
+    from data.make.measurements.stages import gpu_of
 
     record = json.loads((ROOT / "data" / "measurements" / "stages_h200.json").read_text())
     rows = [row for row in record["rows"] if row["model"] == model and row["width"] <= 1024]
     assert [row["offload"] for row in rows] == list(OFFLOAD_MODES)
     for row in rows:
-        now = compare(row, CONFIGS, known_gpu(record["device"]))
+        now = compare(row, CONFIGS, gpu_of(record["device"]))
         assert (peak_misses(now), step_miss(now)) == ({}, "")
 
 

@@ -22,9 +22,9 @@ import torch
 
 from helpers.measure.memory import trim
 from helpers.measure.meter import VRAMMeter
-from helpers.measure.readout import Phase, Readout, Sample, duration
+from helpers.measure.readout import Phase, Readout, Sample
 from helpers.measure.steps import StepTimer
-from helpers.units import GIB
+from helpers.units import GIB, duration
 
 pytestmark = pytest.mark.measure
 

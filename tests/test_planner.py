@@ -1,8 +1,12 @@
 """The planner: which mode to use, how far the video can grow, and the controls that redraw the forecast."""
 
+import json
+import threading
+
 import pytest
 
-from helpers.forecast import CONTEXT_GIB, Controls, forecasts, plan
+from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, forecasts, plan
+from helpers.forecast.__main__ import main
 
 pytestmark = pytest.mark.forecast
 
@@ -79,7 +83,7 @@ def test_the_controls_offer_what_the_model_can_make_and_the_chart_follows():
 
 
 def test_the_chart_is_redrawn_in_place_once_for_a_change_of_model(monkeypatch):
-    controls = Controls("ltx_video")
+    controls = Controls("ltx_video", delay=0)
     controls.frames.value = 9
     shown = []
 
@@ -91,3 +95,79 @@ def test_the_chart_is_redrawn_in_place_once_for_a_change_of_model(monkeypatch):
     controls.show()
     controls.gpu.value = "H100"
     assert len(shown) == 1 and "H100" in shown[0]
+
+
+def test_a_picked_mode_is_judged_beside_the_best():
+    controls = Controls("ltx_video", vram_budget_gb=4)
+    controls.frames.value, controls.mode.value = 25, "none"
+    controls.chart()
+    assert "use group_" in controls.status.value and "none does not fit" in controls.status.value
+    assert "per clip" in controls.status.value
+
+
+def test_many_changes_in_a_row_are_one_redraw(monkeypatch):
+    controls = Controls("ltx_video", delay=0.2)
+    controls.frames.value = 9
+    drawn = threading.Event()
+    shown = []
+
+    class Handle:
+        def update(self, chart):
+            shown.append(repr(chart))
+            drawn.set()
+
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: Handle())
+    controls.show()
+    for frames in (17, 25, 33, 41):
+        controls.frames.value = frames
+    assert drawn.wait(30)
+    assert len(shown) == 1 and "41 frames" in shown[0]
+
+
+SMALL_LTX = dict(width=256, height=160, num_frames=9)
+
+
+def test_a_verdict_names_the_fastest_mode_that_fits_and_the_minutes():
+    every = forecasts("ltx_video", **SMALL_LTX)
+    verdict = Verdict.of(every, steps=50, vram_budget_gb=12, ram_budget_gb=32)
+    assert verdict.fits and verdict.offload == "none" and "of RAM" in verdict.why
+    assert verdict.minutes_per_clip == pytest.approx(every["none"].minutes(50))
+    slow = Verdict.of(every, steps=50, vram_budget_gb=12, minutes=verdict.minutes_per_clip / 2)
+    assert not slow.fits and "minutes per clip" in slow.why
+    small = Verdict.of(every, vram_budget_gb=0.6)
+    assert not small.fits and "no mode fits" in small.why and small.minutes_per_clip is None
+    with pytest.raises(RequestError, match="minutes cannot be estimated"):
+        Verdict.of(every, vram_budget_gb=12, minutes=5)
+
+
+def test_the_swap_of_two_experts_counts_once_per_clip():
+    one = forecasts("data/miniatures/wan22_i2v_a14b", width=256, height=144, num_frames=5, modes=("model",))["model"]
+    others = one.stages["encode_image"].seconds + one.stages["decode"].seconds
+    assert one.swap_seconds > 0
+    assert one.minutes(10) == pytest.approx((others + 10 * one.step_seconds + one.swap_seconds) / 60)
+
+
+def test_the_command_line_judges(capsys):
+    size = ["--width", "256", "--height", "160", "--num-frames", "9"]
+    assert main(["ltx_video", *size, "--vram", "12", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["verdict"]["fits"] is True and printed["verdict"]["slice_tokens"] is None
+    assert set(printed["verdict"]) == {"fits", "offload", "slice_tokens", "minutes_per_clip", "why"}
+    assert (printed["model"], printed["width"], printed["gpu"]) == ("ltx_video", 256, "RTX 4070 Ti")
+    assert main(["ltx_video", *size, "--vram", "0.6"]) == 0
+    assert "It does not fit: no mode fits" in capsys.readouterr().out
+    assert main(["ltx_video", *size, "--json"]) == 0 and "verdict" not in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ltx_video", "--no-chunking"], "--chunking does nothing here"),
+        (["svd_xt", "--tiling"], "--tiling does nothing here"),
+        (["nowhere"], "no model or folder 'nowhere'"),
+        (["data/miniatures/ltx_video", "--vram", "12"], "give --width, --height, --num-frames for a folder"),
+    ],
+)
+def test_the_command_line_refuses_what_makes_no_sense(arguments, expected, capsys):
+    assert main(arguments) == 2
+    assert expected in capsys.readouterr().err

@@ -1,73 +1,130 @@
-"""Forecast VRAM, RAM and seconds: `python -m helpers.forecast wan22_i2v_a14b --width 1280 --height 720 --json`."""
+"""The command line: `python -m helpers.forecast wan22_i2v_a14b --width 1280 --height 720 --vram 12`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 
 from helpers.forecast.forecasting import forecasts
-from helpers.forecast.gpus import DEFAULT_GPU
+from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
+from helpers.forecast.planner import Verdict
 from helpers.forecast.recording.recorder import architecture
+from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+from helpers.units import duration
+
+EXAMPLES = """\
+examples:
+  python -m helpers.forecast ltx_video                                  all modes at the model's own size
+  python -m helpers.forecast wan22_i2v_a14b --width 1280 --height 720 --vram 12 --gpu "RTX 4070 Ti"
+                                                                        does it fit 12 GiB, and how long does it take?
+  python -m helpers.forecast my_folder --width 768 --height 512 --num-frames 97 --offload group_leaf
+                                                                        one mode of a checkpoint in the diffusers layout
+
+Sizes are GiB (2**30 bytes). Peaks of VRAM are what PyTorch allocates; a verdict adds 0.5 GiB for CUDA itself.
+Seconds are estimates for the GPU. """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     args = _parser().parse_args(arguments)
     try:
-        result = forecasts(
+        _refuse_useless(args)
+        every = forecasts(
             args.checkpoint,
             **_size(args),
             guidance=args.guidance,
-            tiling=args.tiling,
-            chunking=args.chunking,
+            tiling=args.tiling is not False,
+            chunking=args.chunking is not False,
             quantization=args.quantization,
             low_cpu_mem_usage=args.low_cpu_mem_usage,
             gpu=args.gpu,
-            modes=(args.offload,) if args.offload else OFFLOAD_MODES,
+            modes=OFFLOAD_MODES,
         )
+        known = MODELS.get(args.checkpoint)
+        steps = args.steps or (known and known.defaults["pretrained"].steps)
+        budgets = {"vram_budget_gb": args.vram, "ram_budget_gb": args.ram, "minutes": args.minutes}
+        asked = any(budget is not None for budget in budgets.values())
+        verdict = Verdict.of(every, steps=steps, **budgets) if asked else None
     except (ArchitectureError, RequestError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    shown = Forecasts({args.offload: every[args.offload]}) if args.offload else every
     if args.json:
-        print(json.dumps(result.as_json(), indent=1))
-    else:
-        print(result[args.offload] if args.offload else result)
+        judged = {"verdict": asdict(verdict) | {"slice_tokens": None}} if verdict else {}
+        print(json.dumps(shown.as_json() | judged, indent=1))
+        return 0
+    print(every[args.offload] if args.offload else every)
+    if verdict:
+        minutes = verdict.minutes_per_clip
+        time = "" if minutes is None else f", about {duration(60 * minutes)} per clip of {steps} steps on {args.gpu}"
+        print(f"{'It fits' if verdict.fits else 'It does not fit'}: {verdict.why}{time}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.forecast", description="Forecast the VRAM, RAM and seconds that a model needs."
+        prog="python -m helpers.forecast",
+        description="Forecast the VRAM, RAM and seconds that a model needs, from its config files alone.",
+        epilog=f"{EXAMPLES}GPUs: {', '.join(GPUS)}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="MODEL_OR_FOLDER", help=f"{', '.join(MODELS)}, or a diffusers folder")
-    for name in ("width", "height", "num-frames"):
-        parser.add_argument(f"--{name}", type=int, help="default: the model's own")
+    parser.add_argument("--width", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--height", type=int, help="pixels (default: the model's own)")
+    parser.add_argument("--num-frames", type=int, help="including the frame that is given (default: the model's own)")
+    parser.add_argument("--steps", type=_positive_int, help="denoising steps per clip (default: the model's own)")
+    parser.add_argument("--vram", type=_positive, metavar="GIB", help="VRAM to fit into: adds a verdict")
+    parser.add_argument("--ram", type=_positive, metavar="GIB", help="RAM to fit into: adds a verdict")
+    parser.add_argument("--minutes", type=_positive, help="minutes per clip to stay within: adds a verdict")
     parser.add_argument("--offload", choices=OFFLOAD_MODES, help="one mode in detail instead of the table of all")
     parser.add_argument("--gpu", default=DEFAULT_GPU, help="for the estimated seconds (default: %(default)s)")
-    parser.add_argument("--quantization", help='GGUF type such as Q4_K, or "none"; default: the checkpoint\'s own')
+    parser.add_argument("--quantization", help='GGUF type such as Q4_K, or "none" (default: the checkpoint\'s own)')
     parser.add_argument("--low-cpu-mem-usage", action="store_true", help="group offload without pinned copies")
-    for name in ("guidance", "tiling", "chunking"):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=True)
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--guidance", action=switch, default=True, help="two passes per step (default: on)")
+    parser.add_argument("--tiling", action=switch, default=None, help="the VAE works in tiles (default: on)")
+    parser.add_argument("--chunking", action=switch, default=None, help="SVD's forward chunking (default: on)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give at least 1")
+    return value
+
+
+def _refuse_useless(args: argparse.Namespace) -> None:
+    """Raise RequestError for an option that does nothing for this model."""
+    family = architecture(args.checkpoint).family
+    if args.chunking is not None and family != "StableVideoDiffusion":
+        raise RequestError("--chunking does nothing here: only Stable Video Diffusion has forward chunking.")
+    if args.tiling is not None and family == "StableVideoDiffusion":
+        raise RequestError("--tiling does nothing here: the VAE of Stable Video Diffusion cannot tile.")
 
 
 def _size(args: argparse.Namespace) -> dict[str, int]:
     """Width, height and number of frames, the model's defaults where they are not given.
 
     Raises:
-        ArchitectureError: If there is no such model or folder.
         RequestError: If a folder's size is not given.
     """
     sizes = {"width": args.width, "height": args.height, "num_frames": args.num_frames}
     if args.checkpoint in MODELS:
         defaults = vars(MODELS[args.checkpoint].defaults["pretrained"])
         return {name: defaults[name] if size is None else size for name, size in sizes.items()}
-    architecture(args.checkpoint)  # a folder that does not exist is reported before its size is asked for
     if missing := [f"--{name.replace('_', '-')}" for name, size in sizes.items() if size is None]:
         raise RequestError(f"give {', '.join(missing)} for a folder.")
     return sizes

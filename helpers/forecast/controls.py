@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.result import Forecast
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+from helpers.units import duration
 
 SIZES = ((512, 320), (640, 384), (768, 512), (832, 480), (1024, 576), (1280, 704), (1280, 720))
 VRAM_GIB = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 80)
@@ -30,9 +32,13 @@ class Controls:
     Args:
         model_name: A name in `helpers.models.MODELS`.
         vram_budget_gb, ram_budget_gb: First values of the budgets' sliders, in GiB.
+        delay: Seconds to wait for the next change before the chart is redrawn, so that a slider dragged over many
+            values costs one forecast; 0 redraws at once.
     """
 
-    def __init__(self, model_name: str, vram_budget_gb: float = 12.0, ram_budget_gb: float = 64.0) -> None:
+    def __init__(
+        self, model_name: str, vram_budget_gb: float = 12.0, ram_budget_gb: float = 64.0, delay: float = 0.3
+    ) -> None:
         import ipywidgets as widgets
 
         wide = widgets.Layout(width="30em")
@@ -49,6 +55,7 @@ class Controls:
         self.vram = slide(options=vram, value=vram_budget_gb, description="VRAM, GiB")
         self.ram = slide(options=ram, value=ram_budget_gb, description="RAM, GiB")
         self.status = widgets.Label()
+        self._delay, self._timer, self._drawing = delay, None, threading.Lock()
         self._handle = None
         self._offer_sizes()
         self.model.observe(self._offer_sizes, "value")
@@ -68,24 +75,32 @@ class Controls:
     def chart(self) -> Picture | Forecast:
         """The current request: all modes against the budget, or one mode over time; or the error's text."""
         width, height = self.size.value
-        modes = OFFLOAD_MODES if self.mode.value == ALL_MODES else (self.mode.value,)
         try:
-            result = forecasts(
-                self.model.value,
-                width=width,
-                height=height,
-                num_frames=self.frames.value,
-                gpu=self.gpu.value,
-                modes=modes,
+            every = forecasts(
+                self.model.value, width=width, height=height, num_frames=self.frames.value, gpu=self.gpu.value
             )
         except ValueError as error:
             self.status.value = "not possible"
             return Picture(svg.document([], width=10, height=10, label=str(error)), str(error))
-        best = result.fastest(self.vram.value, self.ram.value)
         budgets = f"{self.vram.value:g} GiB of VRAM and {self.ram.value:g} of RAM"
+        best = every.fastest(self.vram.value, self.ram.value)
         note = f"use {best.offload}: the fastest that fits {budgets}" if best else f"nothing fits {budgets}"
+        if best:
+            note += self._minutes(best)
+        if self.mode.value == ALL_MODES:
+            self.status.value = note
+            return every.chart(self.vram.value, note=note)
+        picked = every[self.mode.value]
+        if picked is not best:
+            fits = "fits, too" if picked.fits(self.vram.value, self.ram.value) else "does not fit"
+            note += f"; {picked.offload} {fits}{self._minutes(picked)}"
         self.status.value = note
-        return result.chart(self.vram.value, note=note) if len(modes) > 1 else result[modes[0]]
+        return picked
+
+    def _minutes(self, one: Forecast) -> str:
+        """How long a clip takes in this mode, in parentheses, or "" if it is unknown."""
+        minutes = None if one.fails else one.minutes(MODELS[self.model.value].defaults["pretrained"].steps)
+        return "" if minutes is None else f" ({duration(60 * minutes)} per clip)"
 
     def _offer_sizes(self, change: object = None) -> None:
         entry = MODELS[self.model.value]
@@ -108,6 +123,18 @@ class Controls:
             self._handle = handle
 
     def _redraw(self, change: object) -> None:
-        if self._handle is not None:
-            self.status.value = "computing …"
+        if self._handle is None:
+            return
+        self.status.value = "computing …"
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._delay:
+            self._timer = threading.Timer(self._delay, self._update)
+            self._timer.daemon = True
+            self._timer.start()
+        else:
+            self._update()
+
+    def _update(self) -> None:
+        with self._drawing:  # a chart that takes long is finished before the next one begins
             self._handle.update(self.chart())

@@ -144,6 +144,7 @@ def _forecast(work: _Work, offload: str, options: _GroupOffload) -> Forecast:
         resident_step_seconds=None if clock is None else float(clock[-1]),
         fails=GGUF_SEQUENTIAL if offload == "sequential" and arch.quantization else "",
         left_out=tuple(_left_out(work, placement, options)),
+        swap_seconds=placement.swap_seconds(work.gpu.rates) if placement.swaps_experts and work.gpu.rates else 0.0,
     )
 
 

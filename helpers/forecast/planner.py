@@ -1,6 +1,7 @@
 """Choose an offload mode for a GPU, and find how many frames and pixels fit in each mode.
 
     plan("wan22_i2v_a14b", vram_budget_gb=12, width=1280, height=720, num_frames=81)
+    Verdict.of(forecasts("ltx_video", ...), steps=50, vram_budget_gb=8, minutes=5)
 """
 
 from __future__ import annotations
@@ -14,15 +15,76 @@ from helpers.charts.table import ShownAsTable, Table
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPU
 from helpers.forecast.pipelines import stages
-from helpers.forecast.pipelines.base import Request
+from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, Forecast, Forecasts
+from helpers.forecast.stage import STAGES
 
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds
 MOST_WIDTH = 1920  # and the search for the largest size here
 SAME_SHAPE = 0.07  # sizes whose aspect ratio differs by less count as the same shape
 
 Candidate = TypeVar("Candidate")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a clip fits budgets of memory and time, and in which mode.
+
+    Attributes:
+        fits: Whether any mode fits.
+        offload: The fastest mode that fits; if none does, the one that comes closest in memory.
+        minutes_per_clip: Estimated minutes in that mode, `None` if the GPU's rates or the steps are unknown.
+        why: The reason, in a sentence.
+    """
+
+    fits: bool
+    offload: str
+    minutes_per_clip: float | None
+    why: str
+
+    @classmethod
+    def of(
+        cls,
+        every: Forecasts,
+        *,
+        steps: int | None = None,
+        vram_budget_gb: float | None = None,
+        ram_budget_gb: float | None = None,
+        minutes: float | None = None,
+    ) -> Verdict:
+        """Judge all modes of one model and size.
+
+        Args:
+            every: The forecasts of all modes.
+            steps: Denoising steps per clip; `None` if unknown, and then there is no estimate of minutes.
+            vram_budget_gb, ram_budget_gb, minutes: The budgets; `None` for no limit.
+
+        Raises:
+            RequestError: If minutes are limited, but cannot be estimated.
+        """
+
+        def minutes_of(one: Forecast) -> float | None:
+            return None if steps is None else one.minutes(steps)
+
+        best = every.fastest(vram_budget_gb, ram_budget_gb)
+        if best is None:
+            working = [one for one in every.values() if not one.fails]
+            best = min(working, key=lambda one: (not one.fits(vram_budget_gb), one.peak_vram_gib))
+            vram, ram = f"{best.peak_vram_gib:.1f} GiB of VRAM", f"{best.peak_ram_gib:.1f} GiB of RAM"
+            why = f"no mode fits: {best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
+            return cls(False, best.offload, minutes_of(best), why)
+        taken = minutes_of(best)
+        if minutes is not None:
+            if taken is None:
+                raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
+            if taken > minutes:
+                return cls(
+                    False, best.offload, taken,
+                    f"{best.offload} is the fastest mode that fits the memory, and takes {taken:.1f} minutes per clip",
+                )  # fmt: skip
+        why = f"{best.offload} is the fastest mode that fits: {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
+        return cls(True, best.offload, taken, f"{why} ({STAGES[best.peak_stage.name]}), {best.peak_ram_gib:.1f} of RAM")
 
 
 @dataclass(frozen=True, repr=False)

@@ -33,6 +33,7 @@ class Forecast:
             if the GPU's rates are unknown.
         fails: Why this mode cannot work at all, or "".
         left_out: What the forecast does not cover, one sentence each.
+        swap_seconds: Estimated seconds to swap two experts on the GPU, once per clip; 0 if there is nothing to swap.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Forecast:
     resident_step_seconds: float | None
     fails: str = ""
     left_out: tuple[str, ...] = ()
+    swap_seconds: float = 0.0
 
     @property
     def peak_vram_gib(self) -> float:
@@ -77,6 +79,16 @@ class Forecast:
     def slowdown(self) -> float | None:
         """Step time over the step time with all weights on the GPU; `None` if the GPU's rates are unknown."""
         return None if self.step_seconds is None else self.step_seconds / self.resident_step_seconds
+
+    def minutes(self, steps: int) -> float | None:
+        """Minutes for a clip: encoding the image, `steps` denoising steps, swapping experts, and decoding.
+
+        Encoding the prompt, loading and downloading are not included. `None` if the GPU's rates are unknown.
+        """
+        if self.step_seconds is None:
+            return None
+        others = sum(stage.seconds for name, stage in self.stages.items() if name != "denoise")
+        return (others + steps * self.step_seconds + self.swap_seconds) / 60
 
     def fits(self, vram_budget_gb: float | None = None, ram_budget_gb: float | None = None) -> bool:
         """Whether the mode works and stays within the budgets in GiB; the CUDA context counts as used VRAM."""

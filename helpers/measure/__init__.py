@@ -22,7 +22,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "comparison": ("SAME_LATENTS", "Comparison", "ModeRun"),
     "memory": ("release", "trim"),
     "meter": ("VRAMMeter",),
-    "readout": ("Phase", "Progress", "Sample", "duration"),
+    "readout": ("Phase", "Progress", "Sample"),
     "records": ("RECORD_KEYS", "load", "record", "records_table", "save", "versions"),
     "steps": ("StepTimer",),
 })  # fmt: skip

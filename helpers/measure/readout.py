@@ -9,6 +9,7 @@ from typing import NamedTuple
 from helpers.charts import svg
 from helpers.charts.mime import METER_JSON
 from helpers.charts.timelines import Series, timeline
+from helpers.units import duration
 
 
 @dataclass
@@ -33,15 +34,6 @@ class Progress(NamedTuple):
     def __str__(self) -> str:
         left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
         return f"step {self.step} of {self.steps}{left}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "42 s", "7 min 5 s", "1 h 3 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Sample(NamedTuple):

@@ -11,6 +11,7 @@ from nbformat import NotebookNode
 from papermill.engines import NBClientEngine, papermill_engines
 
 from helpers.charts.mime import METER_JSON
+from helpers.units import duration
 
 ENGINE = "lesson"
 SECONDS_BETWEEN_LINES = 30.0  # where the output is a file; a terminal's line is rewritten every second
@@ -56,7 +57,7 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stop.wait(1.0 if self.on_terminal else SECONDS_BETWEEN_LINES):
             if line := status(LessonEngine.running):
-                line = f"  {line} ({time.monotonic() - self._started:.0f} s so far)"
+                line = f"  {line} ({duration(time.monotonic() - self._started)} so far)"
                 self.out.write(f"\r{line}\x1b[K" if self.on_terminal else f"{line}\n")
                 self.out.flush()
                 self._shown = line
@@ -77,6 +78,5 @@ def status(notebook: NotebookNode | None) -> str:
     if progress:
         line += f": step {progress['step']} of {progress['steps']}"
         if progress["seconds_left"] is not None:
-            minutes, seconds = divmod(round(progress["seconds_left"]), 60)
-            line += f", about {minutes} min {seconds} s left" if minutes else f", about {seconds} s left"
+            line += f", about {duration(progress['seconds_left'])} left"
     return line

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from helpers.charts import svg
-from helpers.forecast import STAGES, Placement, forecasts
+from helpers.forecast import GPU, STAGES, Placement, forecasts
 from helpers.models import Architecture
 
 
-def compare(row: dict, configs: Path, gpu: str) -> dict:
+def compare(row: dict, configs: Path, gpu: GPU) -> dict:
     """Add the forecast of the same run, and its errors, to a measured row.
 
     `step_seconds` was measured between the ends of the two steps. If a model has two experts, each makes one of the
@@ -16,7 +16,7 @@ def compare(row: dict, configs: Path, gpu: str) -> dict:
     Args:
         row: From `stage_runs`.
         configs: The folder of the models' configs.
-        gpu: A name in `helpers.forecast.GPUS`.
+        gpu: The GPU that the row was measured on.
     """
     one = forecasts(
         configs / row["model"], width=row["width"], height=row["height"], num_frames=row["num_frames"], gpu=gpu,

@@ -19,13 +19,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from data.make import ROOT
 from helpers import measure
-from helpers.forecast import find_gpu, measure_gpu
+from helpers.forecast import GPU, Rates, find_gpu, measure_gpu
 from helpers.models import CACHE, CONFIGS, OFFLOAD_MODES
 
 from .set_ups import SET_UPS
@@ -51,16 +52,24 @@ RUNS = [
 def show(path: Path, configs: Path, draw: bool) -> None:
     """Print today's forecasts beside the figures of a record, and draw them in an SVG beside it if `draw`."""
     record = json.loads(path.read_text())
-    rows = [compare(row, configs, known_gpu(record["device"])) for row in record["rows"]]
+    gpu = gpu_of(record["device"], record.get("rates"))
+    rows = [compare(row, configs, gpu) for row in record["rows"]]
     print(f"{record['device']}, measured {record['date'][:10]}\n{table(rows)}\n{summary(rows)}")
     if draw:
         path.with_suffix(".svg").write_text(chart(rows, record["device"]) + "\n")
 
 
-def known_gpu(device: str) -> str:
-    """The name in `helpers.forecast.GPUS` of a GPU, or "H100"."""
-    known = find_gpu(device)
-    return known.name if known else "H100"
+def gpu_of(device: str, rates: dict | None = None) -> GPU:
+    """A GPU of the table or, for any other, one with the rates that were measured on it.
+
+    Raises:
+        SystemExit: If it is in neither.
+    """
+    if known := find_gpu(device):
+        return known
+    if rates is None:
+        raise SystemExit(f"{device} is not in helpers.forecast.GPUS: add it, or measure on a GPU that is.")
+    return GPU(device, 0.0, Rates(**rates))
 
 
 def rows_of(job: dict, limit: float) -> Iterator[dict]:
@@ -107,10 +116,14 @@ def main() -> None:
             show(path, args.configs, args.draw)
         return None
 
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
-    known = known_gpu(gpu)
-    path = args.out or measurements / f"stages_{known.lower().replace(' ', '_')}.json"
-    record = json.loads(path.read_text()) if path.exists() else {"device": gpu, "rows": []}
+    if not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA device to measure on; --compare needs none.")
+    device = torch.cuda.get_device_name(0)
+    rates = asdict(measure_gpu().rates)
+    gpu = gpu_of(device, rates)
+    path = args.out or measurements / f"stages_{gpu.name.lower().replace(' ', '_')}.json"
+    record = json.loads(path.read_text()) if path.exists() else {"device": device, "rows": []}
+    record["rates"] = rates
     runs_to_do = RUNS
     if args.sizes:
         named = (one.split(":") for one in args.sizes.split(","))
@@ -127,16 +140,13 @@ def main() -> None:
             break
         job = key | {"modes": modes, "configs": str(args.configs), "cache": str(args.cache)}
         for row in rows_of(job, limit=max(60.0, deadline - time.monotonic() + 60)):
-            row = compare(row, args.configs, known)
+            row = compare(row, args.configs, gpu)
             shown = ("model", "offload", "peaks", "missed_gib", "step_seconds", "failed")
             print(json.dumps({name: row.get(name) for name in shown}), flush=True)
             same = key | {"offload": row["offload"]}
             record["rows"] = [*(old for old in record["rows"] if not same.items() <= old.items()), row]
             save(record, path)
-    if torch.cuda.is_available():
-        record["rates"] = vars(measure_gpu().rates)
-        save(record, path)
-        show(path, args.configs, draw=True)
+    show(path, args.configs, draw=True)
 
 
 if __name__ == "__main__":
