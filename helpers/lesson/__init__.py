@@ -21,4 +21,5 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "offloading": ("offload_in_groups", "offload_sequentially"),
     "running": ("cap_vram", "generate", "measure_mode", "start_device"),
     "results": ("against_truth", "record_run", "save_clip", "true_frames"),
+    "wan": ("decode_wan", "pad_embeddings"),
 })
