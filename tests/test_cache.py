@@ -1,10 +1,12 @@
 """Latents come back for the run that they were made for, and for no other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
-from helpers.lesson import SavedLatents
+from helpers.lesson import SavedLatents, resolve, to_frames
 
 pytestmark = pytest.mark.lesson
 
@@ -46,3 +48,25 @@ def test_any_other_run_does_not(path, changed):
 def test_a_damaged_file_counts_as_none(path):
     path.write_bytes(path.read_bytes()[:-2])
     assert SavedLatents(path, INPUTS, **MORE).load() is None
+
+
+def test_the_latents_of_a_lessons_run_depend_on_its_settings(tmp_path):
+    values = dict.fromkeys(["width", "height", "num_frames", "steps", "guidance_scale", "vram_budget_gb"])
+    values |= dict(clip="excavator", prompt="dig", negative_prompt="", weights="miniature", offload="model", seed=0)
+    settings = resolve("ltx_video", {**values, "ram_budget_gb": None, "out_dir": str(tmp_path)})
+    kept = SavedLatents.for_run(settings, INPUTS, torch.float32)
+    kept.save(torch.ones(2))
+    assert kept.path == tmp_path / "ltx_video" / "latents.safetensors"
+    assert torch.equal(SavedLatents.for_run(settings, INPUTS, torch.float32).load(), torch.ones(2))
+    for changed in (replace(settings, seed=1), replace(settings, steps=settings.steps + 1)):
+        assert SavedLatents.for_run(changed, INPUTS, torch.float32).load() is None
+    assert SavedLatents.for_run(settings, INPUTS, torch.bfloat16).load() is None
+    assert SavedLatents.for_run(settings, {**INPUTS, "width": 96}, torch.float32).load() is None
+
+
+def test_a_decoders_output_becomes_frames():
+    video = torch.linspace(-1, 1, 3 * 2 * 4 * 6).view(1, 3, 2, 4, 6)
+    frames = to_frames(video)
+    assert frames.shape == (2, 4, 6, 3) and frames.dtype == "uint8"
+    assert frames[0, 0, 0, 0] == 0 and frames[-1, -1, -1, -1] == 255
+    assert (to_frames(3 * video.bfloat16()).max(), to_frames(3 * video).min()) == (255, 0)  # clipped

@@ -19,6 +19,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "cache": ("CachedEmbeddings", "SavedLatents"),
     "prompts": ("encoder_from_files", "prompt_cut"),
     "offloading": ("offload_in_groups", "offload_sequentially"),
+    "decoding": ("to_frames",),
     "running": ("cap_vram", "generate", "measure_mode", "start_device"),
     "results": ("against_truth", "record_run", "save_clip", "true_frames"),
     "wan": ("decode_wan", "pad_embeddings"),

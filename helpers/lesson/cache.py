@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from helpers.files import replacing
+from helpers.lesson.parameters import Settings
 from helpers.models.checkpoints import Checkpoint
 
 
@@ -84,6 +85,18 @@ class SavedLatents:
         for name, value in sorted({**inputs, **more}.items()):
             digest.update(f"{name}: {_kind(value)}\n".encode() + _content(value))
         self._made_from = digest.hexdigest()
+
+    @classmethod
+    def for_run(cls, settings: Settings, inputs: Mapping[str, object], dtype: torch.dtype) -> SavedLatents:
+        """The latents of a lesson's run, `latents.safetensors` in its folder, made in a data type.
+
+        `inputs` are those of the pipeline's call; weights, steps and seed come from the settings. Lesson 01 writes
+        this out.
+        """
+        return cls(
+            settings.folder / "latents.safetensors", inputs, weights=settings.checkpoint.identity(),
+            steps=settings.steps, seed=settings.seed, dtype=dtype,
+        )  # fmt: skip
 
     def load(self) -> torch.Tensor | None:
         """The latents on the CPU, or `None` if there are none, their file is damaged, or anything differs."""
