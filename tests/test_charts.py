@@ -1,10 +1,12 @@
 """Charts keep their peaks and labels, and stay small."""
 
 import xml.etree.ElementTree as ElementTree
+from typing import NamedTuple
 
 import pytest
 
-from helpers.charts.svg import fit, spread, ticks
+from helpers.charts import draw_schedules
+from helpers.charts.svg import INK, fit, spread, ticks
 from helpers.charts.timelines import MOST_POINTS, Series, thin, timeline
 
 pytestmark = pytest.mark.charts
@@ -51,3 +53,29 @@ def test_ticks_are_few_and_round(top):
     assert 3 <= len(values) <= 6
     assert values[0] == 0
     assert values[-1] <= top
+
+
+class Visit(NamedTuple):
+    copy: int
+    start: int
+    end: int
+    layers: list
+
+
+def test_a_schedule_shows_what_is_on_the_gpu_and_what_computes():
+    modes = {
+        "none": [Visit(0, 0, 12, [0, 1, 2, 3, 2, 3])],  # the second component computes twice
+        "ahead": [Visit(0, 2, 6, [0, 1]), Visit(2, 6, 10, [2, 3])],
+        "waits": [Visit(3 * n, 3 * n + 1, 3 * n + 3, [n]) for n in range(4)],
+    }
+    drawn = draw_schedules(modes, {"encoder": 2, "transformer": 2})
+    assert drawn.text.splitlines() == [
+        f"{mode}: at most {most} of 4 layers on the GPU" for mode, most in [("none", 4), ("ahead", 4), ("waits", 1)]
+    ]
+    root = ElementTree.fromstring(drawn.svg)
+    texts = [element.text or "" for element in root.iterfind("{*}text")]
+    assert "4 layers down, 12 ticks right; pale: on the GPU, dark: computing" in texts
+    assert [text for text in texts if "ticks" in text][1:] == ["at most 4 · 12 ticks", "at most 4 · 10 ticks",
+                                                               "at most 1 · 12 ticks"]  # fmt: skip
+    computing = [line for line in root.iterfind("{*}polyline") if line.get("stroke") == INK]
+    assert len(computing) == 2 + 2 + 4  # one line for each run of layers that compute one after another

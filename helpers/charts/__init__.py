@@ -12,5 +12,6 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "table": ("MISSING", "Picture", "ShownAsTable", "Table", "figure"),
     "timelines": ("LIMIT_STYLES", "Series", "thin", "timeline"),
     "bar_charts": ("Bar", "bars"),
+    "schedules": ("draw_schedules",),
     "mime": ("METER_JSON",),
 })
