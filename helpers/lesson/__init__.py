@@ -6,7 +6,8 @@
     lesson.environment(settings)                       # the machine, compared with the budgets
 
 Lesson 01 writes out and explains `encoder_from_files`, `offload_sequentially`, `offload_in_groups`, `cap_vram`,
-`measure_mode`, `generate` and `carry_grain`; the later lessons import them from here. A test keeps the two equal.
+`measure_mode` and `generate`, and lesson 02 `decode_wan` and `pad_embeddings`; the later lessons import them from here.
+Tests compare the sources.
 """
 
 from helpers.faces import late
@@ -19,8 +20,8 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "cache": ("CachedEmbeddings", "SavedLatents"),
     "prompts": ("encoder_from_files", "prompt_cut"),
     "offloading": ("offload_in_groups", "offload_sequentially"),
-    "decoding": ("to_frames",),
+    "decoding": ("decode_saved", "to_frames"),
     "running": ("cap_vram", "generate", "measure_mode", "start_device"),
-    "results": ("against_truth", "record_run", "save_clip", "true_frames"),
+    "results": ("against_truth", "answered", "record_run", "save_clip", "true_frames"),
     "wan": ("decode_wan", "pad_embeddings"),
 })

@@ -87,15 +87,17 @@ class SavedLatents:
         self._made_from = digest.hexdigest()
 
     @classmethod
-    def for_run(cls, settings: Settings, inputs: Mapping[str, object], dtype: torch.dtype) -> SavedLatents:
+    def for_run(
+        cls, settings: Settings, inputs: Mapping[str, object], dtype: torch.dtype, **more: object
+    ) -> SavedLatents:
         """The latents of a lesson's run, `latents.safetensors` in its folder, made in a data type.
 
-        `inputs` are those of the pipeline's call; weights, steps and seed come from the settings. Lesson 01 writes
-        this out.
+        `inputs` are those of the pipeline's call; weights, steps and seed come from the settings, and `more` is what
+        else the result depends on. Lesson 01 writes this out.
         """
         return cls(
             settings.folder / "latents.safetensors", inputs, weights=settings.checkpoint.identity(),
-            steps=settings.steps, seed=settings.seed, dtype=dtype,
+            steps=settings.steps, seed=settings.seed, dtype=dtype, **more,
         )  # fmt: skip
 
     def load(self) -> torch.Tensor | None:

@@ -68,6 +68,13 @@ def against_truth(new: np.ndarray, source: Clip, past: Clip, fps: float, setting
     return side_by_side(rows, count=4, height=140)
 
 
+def answered(number: int, answer: object) -> bool:
+    """Whether a reader has answered an exercise; if the answer is still `None`, print that."""
+    if answer is None:
+        print(f"exercise {number}: no answer yet")
+    return answer is not None
+
+
 def record_run(
     settings: Settings,
     runs: Sequence[ModeRun],

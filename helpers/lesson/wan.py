@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from diffusers.video_processor import VideoProcessor
+
+from helpers.lesson.decoding import to_frames
 
 
 def pad_embeddings(embeds, length):
@@ -15,5 +16,4 @@ def decode_wan(vae, latents):
     """Frames, np.uint8 [T, H, W, 3], of normalized latents [1, channels, frames, rows, columns]."""
     mean, std = (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
     with torch.no_grad():
-        video = vae.decode((latents.float() * std + mean).to(vae.device), return_dict=False)[0]
-    return (VideoProcessor().postprocess_video(video, output_type="np")[0] * 255).round().astype("uint8")
+        return to_frames(vae.decode((latents.float() * std + mean).to(vae.device)).sample)
