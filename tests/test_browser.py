@@ -24,8 +24,8 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from data.make import pages
-from helpers.meter import SECONDS_BETWEEN_UPDATES
+from helpers.measure.meter import SECONDS_BETWEEN_UPDATES
+from helpers.run_lesson import site as pages
 from tests.notebook_style import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

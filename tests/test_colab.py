@@ -30,7 +30,7 @@ shell = InteractiveShell.instance()
 for source in json.load(sys.stdin):
     shell.run_cell(source).raise_error()
 import helpers, torch
-print(json.dumps({"helpers": helpers.__file__, "torch": torch.__file__, "clip": repr(shell.user_ns["before"])}))
+print(json.dumps({"helpers": helpers.__file__, "torch": torch.__file__, "clip": repr(shell.user_ns["past"])}))
 """
 
 

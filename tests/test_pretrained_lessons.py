@@ -1,7 +1,7 @@
 """The lessons after the first with `weights=pretrained`: what they load comes from a Hub on loopback, and nothing else.
 
 Each lesson's cells up to its loaded pipeline run unmodified against repositories in the published layouts, the
-miniatures their weights, and once more without a network. Lesson 01's whole way stands in `test_pretrained`.
+miniatures their weights, and once more without a network. All of lesson 01 runs in `test_pretrained`.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load, save
 
 from helpers.models import MODELS
-from helpers.run_lesson import NOTEBOOKS
+from helpers.run_lesson.running import NOTEBOOKS
 from tests.hub_server import HubServer, folder_files
 from tests.notebook_style import ROOT
 from tests.test_pretrained import environment, run_lesson
@@ -23,7 +23,7 @@ LOADING = (
     "setup parameters check cap download clip fit embeddings-cache encoder-from-files load-text-encoder encode-prompt "
     "load"
 ).split()
-MORE = {"02_wan22_ti2v_5b": ["forecast-parts", "overflow"], "03_wan22_i2v_a14b_gguf": ["forecast-parts", "gguf-files"]}
+MORE = {"02_wan22_ti2v_5b": ["forecast-weights", "overflow"], "03_wan22_i2v_a14b_gguf": ["gguf-files"]}
 GGUF = "QuantStack/Wan2.2-I2V-A14B-GGUF"
 WEIGHTS = "diffusion_pytorch_model"
 

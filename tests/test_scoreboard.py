@@ -14,9 +14,9 @@ import pytest
 
 from data.make.measurements import readme_section as command
 from data.make.measurements.set_ups import SET_UPS
-from helpers import clips, scoreboard
+from helpers import clips, forecast, scoreboard
 from helpers.lesson import ParameterError
-from helpers.models import OFFLOAD_MODES
+from helpers.models import OFFLOAD_MODES, model
 from helpers.scoreboard import (
     Row,
     against,
@@ -35,7 +35,7 @@ from tests.notebook_style import ROOT
 pytestmark = pytest.mark.scoreboard
 
 H200 = "NVIDIA H200"
-PLAIN = Row("measured", "svd_xt", 1024, 576, 25, "none", H200, 13.3, None, None, 0.7, 0.7, 13.2)
+BASELINE = Row("measured", "svd_xt", 1024, 576, 25, "none", H200, 13.3, None, None, 0.7, 0.7, 13.2)
 SWAP = Row("measured", "wan22_i2v_a14b", 640, 384, 81, "model", H200, 10.3, None, None, 7.5, 3.75, swap=True)
 
 
@@ -95,7 +95,7 @@ def test_the_bloggers_rows_are_those_of_the_set_ups():
 
 
 def test_a_row_knows_its_price_and_an_exchange_counts_once_a_clip():
-    assert PLAIN.ratio == 1 and PLAIN.clip_minutes == pytest.approx(25 * 0.7 / 60) and not PLAIN.missed
+    assert BASELINE.ratio == 1 and BASELINE.clip_minutes == pytest.approx(25 * 0.7 / 60) and not BASELINE.missed
     assert SWAP.ratio == pytest.approx(1 + 1 / 40)
     assert SWAP.clip_minutes == pytest.approx((40 * 3.75 + 3.75) / 60)
     assert Row("yours", "svd_xt", 64, 64, 25, "none", "cpu").ratio is None
@@ -155,28 +155,28 @@ def test_a_set_up_without_its_frames_is_stood_for_by_fewer(data):
     names = {row.set_up for row in of_the_table(measured(data(long=long)))}
     assert "A14B Q4 1280x720x81" in names and "A14B Q4 1280x720x13" not in names
     elsewhere = Row("yours", "svd_xt", 1024, 576, 25, "none", "cpu")
-    assert {row.device for row in of_the_table([PLAIN, elsewhere, SWAP])} == {H200}
+    assert {row.device for row in of_the_table([BASELINE, elsewhere, SWAP])} == {H200}
     assert of_the_table([]) == []
 
 
 def test_the_table_is_sorted_and_what_is_missing_comes_last():
-    shown = table([SWAP, PLAIN, *seed_rows()], "s/step")
+    shown = table([SWAP, BASELINE, *seed_rows()], "s/step")
     column = shown.columns.index("s/step")
     assert [row[column] for row in shown.rows] == ["0.7", "7.5", *["–"] * 6]
-    names = [row[1] for row in table([SWAP, PLAIN]).rows]
+    names = [row[1] for row in table([SWAP, BASELINE]).rows]
     assert names == sorted(names)
     page = shown._repr_mimebundle_()["text/html"]
     assert page.count("onclick=") == len(shown.columns)
     ElementTree.fromstring(page)
     with pytest.raises(ParameterError, match="peak VRAM"):
-        table([PLAIN], "peak")
+        table([BASELINE], "peak")
     assert table([]).rows == []
 
 
 def test_the_charts_say_what_they_show():
-    failed = Row(**{**vars(PLAIN), "offload": "sequential", "failed": "KeyError: None", "peak_gib": None})
-    over = Row(**{**vars(PLAIN), "offload": "model", "failed": "OutOfMemoryError", "peak_gib": None})
-    groups = by_set_up([PLAIN, failed, over, SWAP], "peak_gib")
+    failed = Row(**{**vars(BASELINE), "offload": "sequential", "failed": "KeyError: None", "peak_gib": None})
+    over = Row(**{**vars(BASELINE), "offload": "model", "failed": "OutOfMemoryError", "peak_gib": None})
+    groups = by_set_up([BASELINE, failed, over, SWAP], "peak_gib")
     assert groups == {
         "SVD XT 1024x576x25": {"none": 13.3, "sequential": "fails", "model": "out of memory"},
         "A14B Q4 640x384x81": {"model": 10.3},
@@ -190,7 +190,7 @@ def test_the_charts_say_what_they_show():
     assert widths[1] < 2 < 200 < widths[2]
 
 
-@pytest.mark.parametrize("rows", [[], [PLAIN], [PLAIN, SWAP, *seed_rows()]])
+@pytest.mark.parametrize("rows", [[], [BASELINE], [BASELINE, SWAP, *seed_rows()]])
 def test_charts_are_drawn_of_few_rows_and_of_many(rows):
     for chart in (trade_off(rows, limit=12.0), against(rows), grouped_bars("x", by_set_up(rows, "ratio"), what="y")):
         ElementTree.fromstring(chart.svg)
@@ -198,8 +198,8 @@ def test_charts_are_drawn_of_few_rows_and_of_many(rows):
 
 
 def test_a_miss_is_named_in_the_chart():
-    missed = Row(**{**vars(PLAIN), "forecast_gib": 11.0})
-    chart = against([PLAIN, missed])
+    missed = Row(**{**vars(BASELINE), "forecast_gib": 11.0})
+    chart = against([BASELINE, missed])
     assert "1 of 2 within" in chart.text and "SVD XT 1024x576x25, none" in chart.svg
 
 
@@ -236,7 +236,7 @@ def test_a_record_without_a_gpu_has_no_vram(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(a_record(device="cpu", modes=[a_mode("none", **none)], meters={})))
     (row,) = yours(tmp_path)
     assert row.peak_gib is None and row.missed is None and row.ram_gib == 20.0
-    assert "–" in repr(table([row, PLAIN]))
+    assert "–" in repr(table([row, BASELINE]))
 
 
 def test_the_same_moments_of_each_models_clip(tmp_path):
@@ -317,27 +317,46 @@ def test_the_lesson_types_no_figure_of_ours():
         assert not re.findall(r"\b\d+\.\d+ (?:GiB|s|seconds?|minutes?)\b", shown), cell.id
 
 
+def code(cell_id):
+    """The source of a cell of the lesson."""
+    (cell,) = [c for c in nbformat.read(ROOT / "notebooks/06_scoreboard.ipynb", 4).cells if c.id == cell_id]
+    return cell.source
+
+
 def checked(**given):
     """The lesson's names after its parameters, with these values, have been checked."""
-    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks/06_scoreboard.ipynb", 4).cells}
     values = {"Optional": Optional, "Path": Path, "root": ROOT}
-    exec(cells["parameters"], values)
+    exec(code("parameters"), values)
     values |= given
-    exec(cells["check"], values)
+    exec(code("check"), values)
     return values
 
 
-def test_the_lesson_plans_for_another_card():
-    values = checked(card="L4", vram_budget_gb=None)
-    assert values["my_card"].name == "L4" and values["vram_gib"] == values["my_card"].vram_gib
+def test_the_lesson_plans_for_another_gpu():
+    values = checked(gpu="L4", vram_budget_gb=None)
+    assert values["my_gpu"].name == "L4" and values["vram_gib"] == values["my_gpu"].vram_gib
     assert checked(vram_budget_gb=8)["vram_gib"] == 8
+
+
+def test_the_lesson_plans_for_a_gpu_of_unknown_rates_without_minutes(monkeypatch, capsys):
+    monkeypatch.setattr(forecast, "here", lambda: forecast.GPU("NVIDIA Unheard Of", 10.0))
+    values = checked(gpu=None, vram_budget_gb=None)
+    assert values["vram_gib"] == 10 and "rates are unknown" in capsys.readouterr().out
+    entry = model("ltx_video")
+    full = entry.defaults["pretrained"]
+    size = dict(width=full.width, height=full.height, num_frames=full.num_frames)
+    plan = forecast.plan(entry.name, gpu=values["my_gpu"], vram_budget_gb=16, grow=False, **size)
+    values["choices"] = [(entry, full, "quick tries", plan)]
+    exec(code("plan-table"), values)
+    (row,) = values["cells"]
+    assert row[3] == "none" and row[-2:] == ["unknown", "unknown"]
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"card": "RTX 4070"}, "RTX 4070 Ti"),
-        ({"card": "A100"}, "A10"),
+        ({"gpu": "RTX 407O Ti"}, "RTX 4070 Ti"),
+        ({"gpu": "A11"}, "A10"),
         ({"sort_by": "peak"}, "peak VRAM"),
         ({"sort_by": None}, "sort_by"),
         ({"vram_budget_gb": -1}, "vram_budget_gb"),

@@ -21,19 +21,19 @@ import torch
 from jupyter_client import KernelManager
 from safetensors.torch import load_file
 
-from helpers.forecast import forecasts
-from helpers.meter import VRAMMeter
-from helpers.run_lesson import NOTEBOOKS, ROOT, _this_python_as_kernel
+from helpers import lesson
+from helpers.measure import VRAMMeter
+from helpers.run_lesson.running import NOTEBOOKS, ROOT, _this_python_as_kernel
 from tests.notebook_style import plain_python
 
-SET_UP = "setup parameters check cap download"
-CELLS = {
-    "01_ltx_video": f"{SET_UP} clip fit encoder-from-files load-text-encoder encode-prompt load forecast-loaded call "
-                    "measure mode-sequential mode-group-block prepare",
-    "02_wan22_ti2v_5b": f"{SET_UP} clip fit forecast-parts embeddings-cache encode-prompt load forecast-loaded call "
-                        "measure mode-sequential mode-group-block mend-chain prepare",
-    "03_wan22_i2v_a14b_gguf": f"{SET_UP} clip fit encoder-from-files encode-prompt gguf-files load forecast-loaded "
-                              "call measure mode-group-block prepare",
+SET_UP = "setup parameters check download"
+CELLS = {  # what comes before `generate`
+    "01_ltx_video": "setup parameters check cap download clip fit encoder-from-files load-text-encoder encode-prompt "
+                    "load forecast-loaded call measure mode-none mode-model mode-sequential mode-group-block "
+                    "mode-group-leaf generate-function",
+    "02_wan22_ti2v_5b": f"{SET_UP} clip fit forecast-weights embeddings-cache encode-prompt load forecast-loaded call "
+                        "modes mend-chain",
+    "03_wan22_i2v_a14b_gguf": f"{SET_UP} clip fit encode-prompt gguf-files load forecast-loaded experts call modes",
 }  # fmt: skip
 SMALL = {"width": 64, "height": 64, "num_frames": 9, "steps": 2, "offload": "none"}
 MESSAGE = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 12.00 GiB."
@@ -49,16 +49,25 @@ class Reader:
 
     def __init__(self, lesson, out_dir, cells, **given):
         self.sources = {name: plain_python(source) for name, source in sources(lesson).items()}
-        self.names = {"Optional": Optional, "forecasts": forecasts}
+        self.names = {"Optional": Optional}
         for name in cells.split():
             self.run(name)
             if name == "forecast-loaded":  # in place of the real model's, which take their time
                 self.names["real_forecasts"] = self["loaded_forecasts"]
             if name == "parameters":
                 self.names |= SMALL | given | {"out_dir": str(out_dir)}
+            if name in ("modes", "mode-none"):
+                self.names.setdefault("runs", [])
+                self.measure("none")
 
     def run(self, name):
         exec(compile(self.sources[name], name, "exec"), self.names)
+
+    def measure(self, mode):
+        """What the cells do for each mode: lesson 01 has written the function out, the others import it."""
+        measure_mode = self.names.get("measure_mode", lesson.measure_mode)
+        budget = self["settings"].vram_budget_gb
+        measure_mode(mode, self["prepare"], self["denoise"], self["loaded_forecasts"], budget, self["runs"])
 
     def __getitem__(self, name):
         return self.names[name]
@@ -96,17 +105,17 @@ def reader(request, tmp_path_factory):
     return Reader(request.param, tmp_path_factory.mktemp("out"), CELLS[request.param])
 
 
-def test_a_mode_that_overflows_is_a_result_and_the_next_cell_works(reader, capsys):
+def test_a_mode_that_overflows_is_a_result_and_can_be_measured_again(reader, capsys):
     overflow = Overflow(reader, times=1)
-    before = len(reader["measured"])
-    reader.run("mode-group-block")
+    before = len(reader["runs"])
+    reader.measure("group_block")
     said = capsys.readouterr().out
-    assert "Out of memory in 'group offload, blocks': CUDA out of memory. Tried to allocate 20.00 GiB. " in said
+    assert "Out of memory in 'group_block': CUDA out of memory. Tried to allocate 20.00 GiB. " in said
     assert "The forecast for offload='group_block' is 0." in said
     assert reader["loaded_forecasts"].advice("group_block", 12.0) in said
-    assert reader["measured"][-1].failed == "OutOfMemoryError" and overflow.alive == 0
-    reader.run("mode-group-block")
-    assert reader["measured"][-1].latents_equal and len(reader["measured"]) == before + 2
+    assert reader["runs"][-1].failed == "OutOfMemoryError" and overflow.alive == 0
+    reader.measure("group_block")
+    assert reader["runs"][-1].latents_equal and len(reader["runs"]) == before + 2
     reader.names["load"] = overflow.load
 
 
@@ -116,14 +125,13 @@ def test_generating_goes_on_in_a_lighter_mode(reader, capsys):
     said = capsys.readouterr().out
     lighter = reader["loaded_forecasts"].lighter("none", 12.0)
     assert "Out of memory in 'generate, none'" in said and f"Next mode to try: '{lighter[0]}'" in said
-    assert reader["made"]["offload"] == lighter[0] and reader["latents"].isfinite().all()
-    assert reader["pipe"] is None and overflow.alive == 0
-    reader.run("save-latents")
+    assert reader["saved"].notes["offload"] == lighter[0] and reader["latents"].isfinite().all()
+    assert overflow.alive == 0
     reader.names["load"] = overflow.load
     reader.run("generate")
-    assert "found in latents.safetensors, not made again" in capsys.readouterr().out
-    assert reader["made"]["offload"] == lighter[0] and reader["made"]["seconds"] > 0
-    reader["kept"].path.unlink()
+    assert repr(reader["saved"]).startswith("latents.safetensors: loaded, not recomputed; ")
+    assert reader["saved"].notes["offload"] == lighter[0] and reader["saved"].notes["meter"]["phases"]
+    reader["saved"].path.unlink()
 
 
 def test_if_no_mode_is_left_memory_is_given_back_and_the_cell_can_be_run_again(reader, capsys):
@@ -133,23 +141,21 @@ def test_if_no_mode_is_left_memory_is_given_back_and_the_cell_can_be_run_again(r
     except torch.OutOfMemoryError as error:
         kept = error  # as IPython keeps the last one, with its traceback
     assert kept.__traceback__ and overflow.alive == 0
-    assert "No other mode needs less: take fewer frames, or a smaller picture." in capsys.readouterr().out
-    assert not reader["kept"].path.exists()
+    assert "No other mode needs less: use fewer frames or a smaller size." in capsys.readouterr().out
+    assert not (reader["settings"].folder / "latents.safetensors").exists()
     overflow.times = 0
     reader.run("generate")
-    reader.run("save-latents")
-    assert reader["made"]["offload"] == "none"
+    assert reader["saved"].notes["offload"] == "none"
     reader.names["load"] = overflow.load
 
 
 def test_decoding_that_overflows_is_done_again_in_a_fresh_kernel(reader, capsys, monkeypatch):
-    lesson = next(name for name, cells in CELLS.items() if reader["settings"].model.name in name)
+    name = next(name for name in CELLS if reader["settings"].model.name in name)
     reader.run("generate")
-    reader.run("save-latents")
-    saved = reader["kept"].path.read_bytes()
+    saved = reader["saved"].path.read_bytes()
     import diffusers
 
-    vae_class = diffusers.AutoencoderKLLTXVideo if lesson.startswith("01") else diffusers.AutoencoderKLWan
+    vae_class = diffusers.AutoencoderKLLTXVideo if name.startswith("01") else diffusers.AutoencoderKLWan
     held = []
 
     def overflow(vae, latents, **given):
@@ -165,10 +171,10 @@ def test_decoding_that_overflows_is_done_again_in_a_fresh_kernel(reader, capsys,
     assert kept.value.__traceback__ and held[0]() is None
     said = capsys.readouterr().out
     assert "Out of memory in 'decode in tiles'" in said and "latents are safe in latents.safetensors" in said
-    assert reader["kept"].path.read_bytes() == saved
+    assert reader["saved"].path.read_bytes() == saved
 
-    out_dir = reader["settings"].out_dir
-    fresh = Reader(lesson, out_dir, f"{SET_UP} decode")
+    before_decoding = CELLS[name].split(" clip ")[0] + (" load-text-encoder" if name.startswith("01") else "")
+    fresh = Reader(name, reader["settings"].out_dir, f"{before_decoding} decode")
     assert fresh["frames"].shape == (9, 64, 64, 3) and "load" not in fresh.names
     reader.run("decode")
     assert (reader["frames"] == fresh["frames"]).all()
@@ -201,8 +207,6 @@ def notebook_of(lesson, cells, folder):
     """The named cells of a lesson as a separate notebook."""
     notebook = nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", 4)
     notebook.cells = [cell for cell in notebook.cells if cell.id in cells.split()]
-    forecasts_too = nbformat.v4.new_code_cell("from helpers.forecast import forecasts", id="forecasts")
-    notebook.cells.insert(2, forecasts_too)
     path = folder / "lesson.ipynb"
     nbformat.write(notebook, path)
     return path
@@ -218,6 +222,12 @@ def printed(out, cell_id):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+def shown(out, cell_id):
+    """The text of what a cell ends in."""
+    (cell,) = [cell for cell in nbformat.read(out / "lesson.ipynb", 4).cells if cell.id == cell_id]
+    return "".join(output.data["text/plain"] for output in cell.outputs if output.output_type == "execute_result")
+
+
 def until(happened, seconds=90):
     end = time.monotonic() + seconds
     while not happened():
@@ -231,7 +241,7 @@ def half_written(out):
 
 @pytest.mark.notebook
 def test_after_a_crash_the_rerun_skips_what_is_finished(tmp_path):
-    cells = CELLS["01_ltx_video"] + " generate save-latents decode"
+    cells = CELLS["01_ltx_video"] + " generate decode"
     path, out = notebook_of("01_ltx_video", cells, tmp_path), tmp_path / "out"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command(path, out, steps=100_000), env=env, cwd=ROOT, stderr=subprocess.PIPE)
@@ -249,8 +259,8 @@ def test_after_a_crash_the_rerun_skips_what_is_finished(tmp_path):
 
     for run in ("second", "third"):
         subprocess.run(command(path, out), env=env, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-        assert "already: the encoder is not needed" in printed(out, "load-text-encoder")
-        assert ("not made again: 2 steps" in printed(out, "generate")) == (run == "third")
+        assert "the encoder is not needed" in printed(out, "load-text-encoder")
+        assert ("loaded, not recomputed" in shown(out, "generate")) == (run == "third")
         assert "9 frames of 64x64" in printed(out, "decode")
 
 
@@ -310,7 +320,7 @@ def test_an_interrupt_ends_the_meter_and_leaves_nothing_half_written(kernel, tmp
         assert error is None, (name, text)
         if name == "parameters":
             values = "; ".join(f"{key} = {value!r}" for key, value in given.items())
-            execute(client, f"{values}\nfrom helpers.forecast import forecasts")
+            execute(client, values)
 
     def interrupt():
         time.sleep(2)  # the meter is on the page, and the steps have begun
@@ -318,11 +328,10 @@ def test_an_interrupt_ends_the_meter_and_leaves_nothing_half_written(kernel, tmp
 
     text, error = execute(client, cells["generate"], then=interrupt)
     assert error == "KeyboardInterrupt", text
-    ask = "import threading; print([t.name for t in threading.enumerate() if 'VRAMMeter' in t.name], pipe)"
-    assert execute(client, ask) == ("[] None\n", None)
+    ask = "import threading; print([t.name for t in threading.enumerate() if 'VRAMMeter' in t.name])"
+    assert execute(client, ask) == ("[]\n", None)
     assert half_written(tmp_path) == [] and not list((tmp_path / "ltx_video").iterdir())
 
     execute(client, "import dataclasses; settings = dataclasses.replace(settings, steps=2)")
-    for name in ("generate", "save-latents"):
-        assert execute(client, cells[name])[1] is None
+    assert execute(client, cells["generate"])[1] is None
     assert load_file(tmp_path / "ltx_video" / "latents.safetensors")["latents"].isfinite().all()
