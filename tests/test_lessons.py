@@ -14,10 +14,9 @@ import pytest
 import torch
 from nbconvert import HTMLExporter
 
-from helpers import clips, embeddings
-from helpers.checkpoints import checkpoint
-from helpers.checks import ParameterError
-from helpers.models import model
+from helpers import clips
+from helpers.lesson import CachedEmbeddings, ParameterError
+from helpers.models import checkpoint, model
 from helpers.run_lesson import main as run_lesson
 from tests.notebook_style import ROOT, notebooks
 
@@ -326,13 +325,13 @@ def test_the_encoder_is_met_only_once(executed, lesson, tmp_path):
     kept = executed(lesson, "defaults") / "embeddings"
     assert "0 of 1 prompts found" in printed(kept.parent, lesson, "embeddings-cache")
     assert "512: largest difference" in printed(kept.parent, lesson, "padding-check")
-    cache = embeddings.Cache(kept, encoder=checkpoint("wan22_ti2v_5b"), dtype=torch.float32)
+    cache = CachedEmbeddings(kept, checkpoint("wan22_ti2v_5b"), dtype=torch.float32)
     found = cache.load("the excavator lowers its arm and digs")
     assert found.shape == (8, 32) and cache.load("the excavator lowers its arm and dig") is None
-    other = embeddings.Cache(kept, encoder=checkpoint("wan22_ti2v_5b"), dtype=torch.bfloat16)
+    other = CachedEmbeddings(kept, checkpoint("wan22_ti2v_5b"), dtype=torch.bfloat16)
     assert other.load("the excavator lowers its arm and digs") is None
     path = cache.path("the excavator lowers its arm and digs")
-    cut = embeddings.Cache(tmp_path, encoder=checkpoint("wan22_ti2v_5b"), dtype=torch.float32)
+    cut = CachedEmbeddings(tmp_path, checkpoint("wan22_ti2v_5b"), dtype=torch.float32)
     (tmp_path / path.name).write_bytes(path.read_bytes()[:-40])  # a damaged file counts as none
     assert cut.load("the excavator lowers its arm and digs") is None
 
