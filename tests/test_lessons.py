@@ -1,5 +1,7 @@
 """Every notebook is executed headlessly, as a reader would run it, and what it makes is looked at."""
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -15,10 +17,12 @@ import torch
 from nbconvert import HTMLExporter
 
 from helpers import clips
+from helpers import lesson as helpers_lesson
 from helpers.lesson import CachedEmbeddings, ParameterError
+from helpers.lesson.offloading import DENOISERS
 from helpers.models import checkpoint, model
 from helpers.run_lesson import main as run_lesson
-from tests.notebook_style import ROOT, notebooks
+from tests.notebook_style import ROOT, notebooks, plain_python
 
 LONG_PROMPT = "the excavator lowers its arm and digs " * 40
 # notebook: the runs, each the parameters that differ from the defaults
@@ -338,11 +342,11 @@ def test_the_encoder_is_met_only_once(executed, lesson, tmp_path):
 
 @pytest.mark.parametrize("lesson", ["02_wan22_ti2v_5b"])
 @pytest.mark.notebook
-def test_the_card_is_seen_to_overflow_and_the_chain_to_be_mended(executed, lesson):
+def test_the_gpu_runs_out_of_memory_and_the_hook_order_is_fixed(executed, lesson):
     folder = executed(lesson, "defaults")
     lines = printed(folder, lesson, "overflow").splitlines()
     assert "UMT5EncoderModel" in lines[0] and "10.6 GiB: fits" in lines[0] and "does not fit" in lines[1]
-    assert "before the transformer leaves: None" in printed(folder, lesson, "mode-model")
+    assert "offloaded when the transformer is called: None" in printed(folder, lesson, "mode-model")
     assert "same latents: True" in printed(folder, lesson, "mend-chain")
 
 
@@ -354,16 +358,43 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed, lesson):
     assert "failed, as forecast: KeyError: None" in printed(folder, lesson, "mode-sequential")
     plan = printed(folder, lesson, "experts").splitlines()
     assert [line.split(": ")[1] for line in plan[1:]] == ["first expert"] * 2 + ["second expert"] * 2
-    assert "calls: transformer at 999, transformer_2 at 750" in printed(folder, lesson, "mode-model")
+    assert "calls: transformer at 999, transformer_2 at 750" in printed(folder, lesson, "measure")
     fits, overflows = printed(folder, lesson, "overflow").splitlines()[1:]
     gib = [float(line.split(": ")[1].split(" ")[0]) for line in (fits, overflows)]
     assert gib[0] <= 12 < gib[1]
 
 
+WRITTEN_OUT = {
+    "01_ltx_video": [
+        helpers_lesson.encoder_from_files, helpers_lesson.cap_vram, helpers_lesson.offload_sequentially,
+        helpers_lesson.offload_in_groups, helpers_lesson.measure_mode, helpers_lesson.generate, clips.carry_grain,
+    ],
+    "02_wan22_ti2v_5b": [helpers_lesson.pad_embeddings, helpers_lesson.decode_wan],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lesson", WRITTEN_OUT)
+def test_what_the_other_lessons_import_is_what_this_lesson_writes_out(lesson):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", 4)
+    cells = [plain_python(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    written = [functions(source) for source in cells]
+    for function in WRITTEN_OUT[lesson]:
+        (lines,) = [found[function.__name__] for found in written if function.__name__ in found]
+        assert lines == inspect.getsource(function).splitlines(), function.__name__
+    constant = f"DENOISERS = {DENOISERS}".replace("'", '"')
+    assert lesson != "01_ltx_video" or any(constant in source.splitlines() for source in cells)
+
+
+def functions(source):
+    """The lines of each function at the top of a piece of Python, by its name."""
+    tops = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: source.splitlines()[node.lineno - 1 : node.end_lineno] for node in tops}
+
+
 @pytest.mark.parametrize("lesson", ["01_ltx_video"])
 @pytest.mark.notebook
 def test_what_the_encoder_does_not_see_is_said(executed, lesson):
-    assert "the whole prompt is seen" in printed(executed(lesson, "defaults"), lesson, "encode-prompt")
+    assert "the encoder sees the whole prompt" in printed(executed(lesson, "defaults"), lesson, "encode-prompt")
     cut = printed(executed(lesson, "own clip"), lesson, "encode-prompt")
     assert "not seen by the encoder: " in cut and "lowers its arm and digs" in cut
 
@@ -388,16 +419,18 @@ def test_wrong_values_stop_the_lesson_before_anything_is_made(tmp_path, capsys):
 @pytest.mark.notebook
 def test_the_planner_leaves_its_chart_and_no_controls(executed, lesson):
     shown = [output["data"] for output in outputs(executed(lesson, "defaults"), lesson, "planner")]
-    assert len(shown) == 1 and "image/svg+xml" in shown[0] and "take model" in shown[0]["image/svg+xml"]
+    assert len(shown) == 1 and "image/svg+xml" in shown[0]
+    drawn = shown[0]["image/svg+xml"]
+    assert "use model" in drawn and "per clip)" in drawn, "the chart's note is not cut"
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"boundary": 1.5}, "boundary=1.5: between 0 and 1"),
+        ({"boundary": 1.5}, "boundary=1.5: give a number between 0 and 1"),
         ({"boundary": "0.9"}, "without quotes"),
         ({"offload": "sequential"}, "nearest: 'group_leaf'"),
-        ({"preset": "4k"}, "there are 640x384 model offload, 1280x720 group_leaf"),
+        ({"preset": "4k"}, "choose from 640x384 model offload, 1280x720 group_leaf"),
         ({"num_frames": 16, "width": 250}, "nearest: 17"),
     ],
 )
