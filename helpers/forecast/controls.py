@@ -82,9 +82,9 @@ class Controls:
         except ValueError as error:
             self.status.value = "not possible"
             return Picture(svg.document([], width=10, height=10, label=str(error)), str(error))
-        budgets = f"{self.vram.value:g} GiB of VRAM and {self.ram.value:g} of RAM"
+        budgets = f"{self.vram.value:g} GiB of VRAM, {self.ram.value:g} of RAM"
         best = every.fastest(self.vram.value, self.ram.value)
-        note = f"use {best.offload}: the fastest that fits {budgets}" if best else f"nothing fits {budgets}"
+        note = f"use {best.offload}, the fastest in {budgets}" if best else f"nothing fits {budgets}"
         if best:
             note += self._minutes(best)
         if self.mode.value == ALL_MODES:
