@@ -172,6 +172,6 @@ def test_every_call_in_a_lesson_that_may_download_is_pinned_and_unpickles_nothin
     assert calls
     for call in calls:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert given.get("revision") == "revision", ast.unparse(call)
+        assert given.get("revision") in ("revision", "checkpoint.revision"), ast.unparse(call)
         assert given.get("use_safetensors") == "True", ast.unparse(call)
         assert "trust_remote_code" not in given
