@@ -30,7 +30,7 @@ from helpers.units import GIB
 
 POINTS = 400  # of each stage's timeline
 GGUF_SEQUENTIAL = (
-    "sequential offload sends every weight through the meta device, where a GGUF weight loses its quantisation type "
+    "sequential offload sends every weight through the meta device, where a GGUF weight loses its quantization type "
     "(huggingface/diffusers issue 14691)"
 )
 
