@@ -52,7 +52,7 @@ class Environment(ShownAsTable):
     def table(self) -> Table:
         rows = [
             ("device", self.device),
-            ("graphics card", f"{self.gpu}, {self.vram_gib:.1f} GiB" if self.gpu else "none with CUDA"),
+            ("GPU", f"{self.gpu}, {self.vram_gib:.1f} GiB" if self.gpu else "none with CUDA"),
             ("RAM", f"{self.ram_gib:.1f} GiB, {self.ram_available_gib:.1f} GiB available"),
             ("CPU cores", str(self.cpu_count)),
             ("free disk", f"{self.disk_free_gib:.1f} GiB"),
