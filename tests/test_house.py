@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
+from tests.lesson_twins import counted
 from tests.notebook_style import ROOT
 
 # Each row may import itself only within a wing, and everything in the rows above it.
@@ -124,3 +125,8 @@ def test_old_paths_are_gone():
         "__init__.py", "faces.py", "files.py", "units.py",
     }  # fmt: skip
     assert not list((ROOT / "data" / "make").glob("[!_]*.py"))
+
+
+def test_lessons_differ():
+    lessons, shared = counted()
+    assert sum(map(len, shared.values())) <= sum(map(len, lessons.values())) / 4, "share what the lessons repeat"

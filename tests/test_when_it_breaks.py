@@ -259,7 +259,7 @@ def test_after_a_crash_the_rerun_skips_what_is_finished(tmp_path):
 
     for run in ("second", "third"):
         subprocess.run(command(path, out), env=env, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-        assert "the encoder is not needed" in printed(out, "load-text-encoder")
+        assert "no encoder needed" in printed(out, "encode-prompt")
         assert ("loaded, not recomputed" in shown(out, "generate")) == (run == "third")
         assert "9 frames of 64x64" in printed(out, "decode")
 

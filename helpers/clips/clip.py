@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from helpers.clips.fitting import fit
 
@@ -64,6 +65,11 @@ class Clip:
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         return self.width, self.height
+
+    @property
+    def last_frame(self) -> Image.Image:
+        """The last frame as a picture: what an image-to-video model continues."""
+        return Image.fromarray(self.frames[-1])
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -5,9 +5,9 @@
     settings = lesson.resolve("ltx_video", globals())  # every parameter of the lesson, checked
     lesson.environment(settings)                       # the machine, compared with the budgets
 
-Lesson 01 writes out and explains `encoder_from_files`, `offload_sequentially`, `offload_in_groups`, `cap_vram`,
-`measure_mode` and `generate`, and lesson 02 `decode_wan` and `pad_embeddings`; the later lessons import them from here.
-Tests compare the sources.
+Lesson 01 writes out and explains `encoder_from_files`, `encode_prompts`, `offload_sequentially`, `offload_in_groups`,
+`cap_vram`, `measure_mode` and `generate`, and lesson 02 `encode_wan`, `load_wan_vae`, `pad_embeddings`
+and `decode_wan`; the later lessons import them from here. Tests compare the sources.
 """
 
 from helpers.faces import late
@@ -17,11 +17,12 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "parameters": ("ENCODE_WAYS", "Settings", "resolve"),
     "machine": ("Environment", "EnvironmentProblem", "environment", "quiet_libraries"),
     "kernels": ("use_onednn",),
+    "downloads": ("preview_download",),
     "cache": ("CachedEmbeddings", "SavedLatents"),
-    "prompts": ("encoder_from_files", "prompt_cut"),
+    "prompts": ("encode_prompts", "encoder_for", "encoder_from_files", "prompt_cut"),
     "offloading": ("offload_in_groups", "offload_sequentially"),
     "decoding": ("decode_saved", "to_frames"),
-    "running": ("cap_vram", "generate", "measure_mode", "start_device"),
-    "results": ("against_truth", "answered", "record_run", "save_clip", "true_frames"),
-    "wan": ("decode_wan", "pad_embeddings"),
+    "running": ("cap_vram", "generate", "measure_mode", "preparing", "start_device"),
+    "results": ("against_truth", "answered", "extend_clip", "record_run", "save_clip", "true_frames"),
+    "wan": ("decode_wan", "encode_wan", "load_wan_vae", "pad_embeddings"),
 })

@@ -85,6 +85,14 @@ class Settings:
         real = self.model.defaults["pretrained"]
         return {"width": real.width, "height": real.height, "num_frames": real.num_frames}
 
+    def loaded(self, dtype: Any) -> dict[str, Any]:
+        """What to forecast for the weights of this run, loaded in a torch `dtype`, as `forecast.forecasts` takes it.
+
+        A half data type is left out: the model's configuration says which of its components stay in fp32.
+        """
+        kept = {"dtype": dtype} if str(dtype) == "torch.float32" else {}
+        return {"checkpoint": self.checkpoint.local_folder(), **self.size, "guidance": self.guidance, **kept}
+
     @property
     def guidance(self) -> bool:
         """Whether classifier-free guidance is on."""

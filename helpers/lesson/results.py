@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.clips.clip import Clip
-from helpers.clips.joining import psnr
+from helpers.clips.joining import psnr, seam, stitch
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth
 from helpers.clips.writing import write
@@ -32,6 +32,21 @@ def save_clip(longer: Clip, source: Clip, settings: Settings) -> None:
     print(f"{source.seconds:.1f} s became {longer.seconds:.1f} s at {longer.fps:g} fps and "
           f"{longer.width}x{longer.height}: {video.name}, {picture.name}")  # fmt: skip
     show(longer[-2 * (len(longer) - len(source)) :])
+
+
+def extend_clip(frames: np.ndarray, source: Clip, past: Clip, settings: Settings) -> None:
+    """Join the model's frames to the clip, save the result, and print how well they join. Lesson 01 writes this out.
+
+    Args:
+        frames: `np.uint8` [T, H, W, 3] as the model made them; the first repeats the clip's last frame.
+        source: The clip that was read.
+        past: The clip at the model's size.
+    """
+    longer = stitch(
+        past, frames, fps=settings.model.fps, resampled=settings.resample, fitted_from=source, fitted=settings.fit
+    )
+    save_clip(longer, source, settings)
+    print(seam(past, frames[1:], fps=settings.model.fps))
 
 
 def true_frames(source: Clip, past: Clip, count: int, fps: float, fit: str) -> np.ndarray | None:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 
 from helpers.lesson.kernels import use_onednn
+from helpers.lesson.machine import quiet_libraries
+from helpers.lesson.parameters import Settings
 from helpers.measure.comparison import ModeRun
 from helpers.measure.memory import release
 from helpers.measure.meter import VRAMMeter
 
 
-def start_device(vram_budget_gb):
-    """Choose the device, "cuda" or "cpu", and cap the process at `vram_budget_gb` GiB of the GPU (`None`: no cap)."""
+def start_device(settings: Settings, half: torch.dtype = torch.bfloat16) -> tuple[str, torch.dtype]:
+    """Choose the device and the data type, cap the process at the VRAM budget, and silence the libraries' loading bars.
+
+    Returns:
+        "cuda" or "cpu", and the data type: `half` on a GPU, and fp32 on a CPU or for a miniature.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = half if device == "cuda" and settings.weights != "miniature" else torch.float32
     if device == "cpu":
         use_onednn()  # PyTorch's default kernel for small 3D convolutions is several times slower
-    cap_vram(vram_budget_gb)
-    print(f"running on {device}")
-    return device
+    quiet_libraries()
+    cap_vram(settings.vram_budget_gb)
+    print(f"running on {device} in {str(dtype).removeprefix('torch.')}")
+    return device, dtype
 
 
 def cap_vram(gib):
@@ -27,6 +37,23 @@ def cap_vram(gib):
     if torch.cuda.is_available():
         gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or gpu_gib) / gpu_gib))
+
+
+def preparing(load: Callable[..., Any], modes: Mapping[str, Callable[[Any], object]]) -> Callable[..., Any]:
+    """The function `prepare(mode, ...)`: a fresh pipeline from `load(...)`, in one of the offload `modes`.
+
+    Args:
+        load: Returns a pipeline in RAM.
+        modes: What puts a pipeline into a mode, by the mode's name.
+    """
+
+    def prepare(mode, **options):
+        pipe = load(**options)
+        pipe.set_progress_bar_config(disable=True)  # the meter shows the progress
+        modes[mode](pipe)
+        return pipe
+
+    return prepare
 
 
 def measure_mode(mode, prepare, denoise, forecasts, budget_gb, runs):
