@@ -85,7 +85,7 @@ def files(tmp_path_factory):
         ("odd.mp4", 24, (175, 99), 24, False),
         ("animated.gif", 10, (96, 64), 10, False),
         ("single.mp4", 1, (96, 64), 24, False),
-        ("ntsc.mp4", 30, (96, 64), 29.97, False),
+        ("ntsc.mp4", 30, (96, 64), 30000 / 1001, False),
     ],
 )
 def test_read(files, name, frames, size, fps, has_audio):

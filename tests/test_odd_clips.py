@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.clips import Clip, ClipError, decoding, ffmpeg_path, read, stitch, write
+from helpers.clips import Clip, ClipError, ffmpeg_path, read, stitch, write
+from helpers.clips.video import decoding
 
 pytestmark = pytest.mark.clips
 

@@ -16,7 +16,7 @@ from helpers.faces import late
 __all__, __getattr__, __dir__ = late(__name__, {
     "clip": ("Clip", "ClipError"),
     "sources": ("CLIPS", "bundled", "find"),
-    "ffmpeg": ("ffmpeg_path",),
+    "video.ffmpeg": ("ffmpeg_path",),
     "reading": ("continuation_truth", "read"),
     "fitting": ("FITS", "fit", "unfit"),
     "resampling": ("WAYS", "resample"),

@@ -26,6 +26,7 @@ class Clip:
         path: The file, or the folder of pictures, that the frames come from, or `None`.
         has_audio: Whether that file has sound.
         start: Time of the first frame in that file, in seconds.
+        notes: What a reader should know of the file, a sentence each.
     """
 
     frames: np.ndarray
@@ -34,6 +35,7 @@ class Clip:
     path: Path | None = None
     has_audio: bool = False
     start: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         frames = self.frames
@@ -93,4 +95,4 @@ class Clip:
         frames = "1 frame" if len(self) == 1 else f"{len(self)} frames"
         sound = "with sound" if self.has_audio else "no sound"
         size = f"{self.width}x{self.height}"
-        return f"{self.name}: {frames}, {size}, {self.fps:g} fps, {self.seconds:.1f} s, {sound}"
+        return "\n".join([f"{self.name}: {frames}, {size}, {self.fps:g} fps, {self.seconds:.1f} s, {sound}", *self.notes])

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from helpers.clips.clip import ClipError
-from helpers.clips.decoding import DEFAULT_FPS, most_frames
+from helpers.clips.video.decoding import DEFAULT_FPS, most_frames
 from helpers.clips.sources import pictures_in
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from helpers.clips.clip import Clip, ClipError
-from helpers.clips.ffmpeg import ffmpeg_path
+from helpers.clips.video.ffmpeg import ffmpeg_path
 from helpers.clips.fitting import fit
 from helpers.files import replacing
 

@@ -13,7 +13,7 @@ import subprocess
 import numpy as np
 
 from helpers.clips.clip import ClipError
-from helpers.clips.ffmpeg import ffmpeg_path
+from helpers.clips.video.ffmpeg import ffmpeg_path
 
 WAYS = ("nearest", "blend", "motion")
 # Overlapped blocks, motion estimated in both directions and refined at edges: the best that ffmpeg's filter offers.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.clips.clip import Clip, ClipError
-from helpers.clips.ffmpeg import ffmpeg_path, run
+from helpers.clips.video.ffmpeg import ffmpeg_path, run
 from helpers.files import replacing
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers.charts.table import ShownAsTable, Table
 from helpers.clips.clip import ClipError
-from helpers.clips.ffmpeg import ffmpeg_path
+from helpers.clips.video.ffmpeg import ffmpeg_path
 from helpers.lesson.parameters import Settings
 from helpers.units import GIB
 

@@ -1,0 +1,190 @@
+"""What is in a video file: its streams, times, shape and colours, read by PyAV without decoding more than a frame."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from helpers.clips.clip import ClipError
+from helpers.clips.video.colour import Colour
+
+PICTURE_FORMATS = ("image2", "_pipe")
+NO_FILM = ("ansi",)  # how ffmpeg would play a text file
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The sound track that is used.
+
+    Attributes:
+        index: The stream's number in the file.
+        codec: Its name in ffmpeg, "aac" for example.
+    """
+
+    index: int
+    codec: str
+
+
+@dataclass(frozen=True)
+class Video:
+    """The video stream that is used, and the sound beside it. Times are in seconds.
+
+    Attributes:
+        path: The file.
+        index: The stream's number in the file.
+        codec, profile, pixel_format: As ffmpeg names them.
+        width, height: As stored, before any rotation.
+        aspect: Width of a pixel over its height.
+        rotation: Degrees that a player turns the picture counter-clockwise: 0, 90, 180 or 270.
+        rates: Frames per second that the file states, exact: the average, and the rate of the container.
+        time_base: The unit of the file's times, in seconds.
+        begin: When the file begins.
+        seconds: How long it says it is; 0 if it does not say.
+        reorders: Whether frames are stored in another order than they are shown (B-frames).
+        parameters: The codec's configuration, outside the frames.
+        interlaced, transparent: Whether it is.
+        colour: What its numbers mean.
+        is_picture: Whether it is a single picture, which has no rate.
+        sound: The sound track, or `None`.
+        notes: What a reader should know, a sentence each.
+        decodes: Whether PyAV can decode it; the ffmpeg program may do more.
+    """
+
+    path: Path
+    index: int
+    codec: str
+    profile: str | None
+    pixel_format: str
+    width: int
+    height: int
+    aspect: Fraction
+    rotation: int
+    rates: tuple[Fraction, ...]
+    time_base: Fraction
+    begin: float
+    seconds: float
+    reorders: bool
+    parameters: bytes
+    interlaced: bool
+    transparent: bool
+    colour: Colour
+    is_picture: bool
+    sound: Sound | None
+    notes: tuple[str, ...]
+    decodes: bool
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height) as a player shows it: upright, with square pixels."""
+        width, height = self.width, self.height
+        if self.aspect > 1:
+            width = round(width * self.aspect)
+        elif self.aspect < 1:
+            height = round(height / self.aspect)
+        return (height, width) if self.rotation % 180 else (width, height)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """The file, opened for reading."""
+    with av.open(f"file:{path}", metadata_errors="ignore") as file:
+        yield file
+
+
+def probe(path: Path) -> Video:
+    """Look into a video file.
+
+    Of several tracks the default one is used, or else the first that can be decoded, for the picture and for the sound.
+
+    Raises:
+        ClipError: If no track is a video that can be decoded; the message says what the file is.
+    """
+    try:
+        with opened(path) as file:
+            return _video(path, file)
+    except av.FFmpegError:
+        raise ClipError(_why_unreadable(path)) from None
+
+
+def _video(path: Path, file: av.container.InputContainer) -> Video:
+    films = [one for one in file.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
+    films = _default_first([one for one in films if one.codec_context and one.codec_context.name not in NO_FILM])
+    if not films:
+        raise ClipError(_why_unreadable(path, bool(file.streams.audio)))
+    stream, frame = _first_decodable(path, films)
+    sound, notes = _sound(path, file)
+    codec, is_picture = stream.codec_context, file.format.name.endswith(PICTURE_FORMATS)
+    rates = [rate for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
+    return Video(
+        path=path,
+        index=stream.index,
+        codec=codec.name,
+        profile=codec.profile,
+        pixel_format=frame.format.name if frame else codec.pix_fmt or "",
+        width=frame.width if frame else codec.width,
+        height=frame.height if frame else codec.height,
+        aspect=Fraction(stream.sample_aspect_ratio or 1),
+        rotation=round(frame.rotation) % 360 if frame else 0,
+        rates=() if is_picture else tuple(dict.fromkeys(map(Fraction, rates))),
+        time_base=Fraction(stream.time_base),
+        begin=float(Fraction(file.start_time or 0, av.time_base)),
+        seconds=float(Fraction(file.duration or 0, av.time_base)),
+        reorders=bool(codec.has_b_frames),
+        parameters=codec.extradata or b"",
+        interlaced=frame.interlaced_frame if frame else False,
+        transparent=_transparent(stream, frame),
+        colour=Colour.of(frame) if frame else Colour.unknown(codec.height),
+        is_picture=is_picture,
+        sound=sound,
+        notes=notes,
+        decodes=frame is not None,
+    )
+
+
+def _default_first(streams: list) -> list:
+    return sorted(streams, key=lambda stream: not stream.disposition & av.stream.Disposition.default)
+
+
+def _first_decodable(path: Path, streams: list) -> tuple:
+    """The first stream of which a frame can be decoded, and this frame; `None` for both if there is none."""
+    for stream in streams:
+        with contextlib.suppress(av.FFmpegError), opened(path) as file:
+            for frame in file.decode(file.streams[stream.index]):
+                return stream, frame
+    return streams[0], None
+
+
+def _sound(path: Path, file: av.container.InputContainer) -> tuple[Sound | None, tuple[str, ...]]:
+    """The track to use, and what to say about those that cannot be decoded."""
+    tracks = _default_first([one for one in file.streams.audio if one.codec_context])
+    stream, frame = _first_decodable(path, tracks) if tracks else (None, None)
+    unknown = len(file.streams.audio)
+    if frame is None:
+        notes = (f"{path.name} has a sound track that cannot be decoded: the result is silent.",) if unknown else ()
+        return None, notes
+    notes = ()
+    if stream is not tracks[0]:
+        notes = (f"the default sound track of {path.name} cannot be decoded: track {stream.index} is used instead.",)
+    return Sound(stream.index, stream.codec_context.name), notes
+
+
+def _transparent(stream: av.video.stream.VideoStream, frame: av.VideoFrame | None) -> bool:
+    if frame is None:
+        return stream.codec_context.name == "webp"  # an animated one, which PyAV does not decode and ffmpeg may
+    names = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")
+    return frame.format.name.startswith(names) or stream.metadata.get("alpha_mode") == "1"
+
+
+def _why_unreadable(path: Path, has_sound: bool = False) -> str:
+    if has_sound:
+        return f"{path.name} holds sound but no picture: give a video file."
+    with path.open("rb") as file:
+        is_mp4 = file.read(12)[4:8] == b"ftyp"
+    if is_mp4:
+        return f"{path.name} is damaged or was cut off before its end: copy or download it again."
+    return f"{path.name} is not a video that ffmpeg can read: give an mp4, mov, mkv, webm or gif file."
