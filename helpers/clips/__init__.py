@@ -21,6 +21,8 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "fitting": ("FITS", "fit", "unfit"),
     "resampling": ("WAYS", "resample"),
     "joining": ("Seam", "carry_grain", "psnr", "seam", "stitch"),
+    "extending": ("ORIGINALS", "Extended", "extend"),
+    "video.sound": ("AFTERWARDS",),
     "writing": ("write",),
     "pictures": ("poster", "save_image", "show", "side_by_side"),
 })

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,11 @@ class Clip:
     @property
     def seconds(self) -> float:
         return len(self) / self.fps
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second as a fraction: 24000/1001 for the NTSC rate that `fps` rounds to 23.976."""
+        return Fraction(self.fps).limit_denominator(1001)
 
     @property
     def width(self) -> int:

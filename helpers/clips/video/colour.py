@@ -77,10 +77,10 @@ class Colour:
         """
         if self.rgb:
             return []
-        span = "full" if self.full else "limited"
+        span = self._span
         if self.hdr or self.wide:
             matrix = {9: "2020_ncl", 10: "2020_cl"}.get(self.matrix, "709" if self.read_as == "bt709" else "470bg")
-            primaries = {11: "smpte431", 12: "smpte432"}.get(self.primaries, "2020" if self.hdr or self.wide else "709")
+            primaries = {11: "smpte431", 12: "smpte432"}.get(self.primaries, "2020")
             transfer = {PQ: "smpte2084", HLG: "arib-std-b67", 14: "2020_10", 15: "2020_12"}.get(self.transfer, "709")
             given = f"min={matrix}:pin={primaries}:tin={transfer}:rin={span}"
             if not self.hdr:
@@ -96,15 +96,20 @@ class Colour:
         """The ffmpeg filters that turn RGB into frames with these tags."""
         if self.rgb:
             return [f"format={pixel_format}"]
-        span = "full" if self.full else "limited"
-        return [
-            f"scale=out_color_matrix={self.read_as}:out_range={span}:flags={SCALING}", f"format={pixel_format}",
-            ":".join([
-                f"setparams=range={span}", f"colorspace={MATRIX_TAGS.get(self.matrix, 'unknown')}",
-                f"color_primaries={PRIMARY_TAGS.get(self.primaries, 'unknown')}",
-                f"color_trc={TRANSFER_TAGS.get(self.transfer, 'unknown')}",
-            ]),
-        ]  # fmt: skip
+        matrix = f"scale=out_color_matrix={self.read_as}:out_range={self._span}:flags={SCALING}"
+        return [matrix, f"format={pixel_format}", self.tags()]
+
+    def tags(self) -> str:
+        """The ffmpeg filter that gives frames these tags, and changes nothing else."""
+        return ":".join([
+            f"setparams=range={self._span}", f"colorspace={MATRIX_TAGS.get(self.matrix, 'unknown')}",
+            f"color_primaries={PRIMARY_TAGS.get(self.primaries, 'unknown')}",
+            f"color_trc={TRANSFER_TAGS.get(self.transfer, 'unknown')}",
+        ])  # fmt: skip
+
+    @property
+    def _span(self) -> str:
+        return "full" if self.full else "limited"
 
 
 STANDARD = Colour(BT709, BT709, BT709, full=False, height=1080, rgb=False)  # what we write

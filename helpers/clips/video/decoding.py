@@ -46,12 +46,12 @@ def frames_of(path: Path, max_seconds: float, from_start: bool) -> dict[str, Any
     }  # fmt: skip
 
 
-def upright_filters(video: Video) -> list[str]:
-    """The ffmpeg filters that make frames look as in a player. ffmpeg itself turns them upright."""
+def shape_filters(video: Video) -> list[str]:
+    """The ffmpeg filters that make whole frames with square pixels. ffmpeg itself turns them upright."""
     filters = ["bwdif=mode=send_frame:deint=interlaced"] if video.interlaced else []
     if video.aspect != 1:
         filters.append(f"scale=w='round(iw*max(sar,1))':h='round(ih/min(sar,1))':flags={SCALING}+lanczos,setsar=1")
-    return filters + video.colour.to_bt709()
+    return filters
 
 
 def _colour_notes(video: Video) -> Iterator[str]:
@@ -97,7 +97,7 @@ def _decode(
     command += ["-c:v", decoders[video.codec]] if video.transparent and video.codec in decoders else []
     command += ["-i", f"file:{video.path}", "-map", f"0:{video.index}"]
     # PAM states the size of each frame, so rotation needs no special case. Passthrough: every frame exactly once.
-    command += ["-vf", ",".join([*upright_filters(video), "showinfo=checksum=0"]), "-fps_mode", "passthrough"]
+    command += ["-vf", ",".join([*shape_filters(video), *video.colour.to_bt709(), "showinfo=checksum=0"]), "-fps_mode", "passthrough"]
     command += ["-sws_flags", SCALING, "-pix_fmt", "rgba" if video.transparent else "rgb24"]
     command += ["-c:v", "pam", "-f", "image2pipe", "-"]
     frames: deque[np.ndarray] = deque()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +15,7 @@ from helpers.clips.clip import ClipError
 from helpers.clips.video.colour import Colour
 
 PICTURE_FORMATS = ("image2", "_pipe")
+RAW = ("h264", "hevc", "m4v", "mpegvideo", "obu", "vc1")
 NO_FILM = ("ansi",)  # how ffmpeg would play a text file
 
 
@@ -47,7 +49,9 @@ class Video:
         seconds: How long it says it is; 0 if it does not say.
         reorders: Whether frames are stored in another order than they are shown (B-frames).
         parameters: The codec's configuration, outside the frames.
-        interlaced, transparent: Whether it is.
+        interlaced, transparent, mirrored: Whether it is.
+        timed: Whether its packets have times; those of a raw stream have none.
+        in_mp4: Whether the file is an mp4 or a mov, in which packets are as `joining` needs them.
         colour: What its numbers mean.
         is_picture: Whether it is a single picture, which has no rate.
         sound: The sound track, or `None`.
@@ -72,6 +76,9 @@ class Video:
     parameters: bytes
     interlaced: bool
     transparent: bool
+    mirrored: bool
+    timed: bool
+    in_mp4: bool
     colour: Colour
     is_picture: bool
     sound: Sound | None
@@ -123,7 +130,7 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
     return Video(
         path=path,
         index=stream.index,
-        codec=codec.name,
+        codec=codec.codec.canonical_name,
         profile=codec.profile,
         pixel_format=frame.format.name if frame else codec.pix_fmt or "",
         width=frame.width if frame else codec.width,
@@ -138,6 +145,9 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
         parameters=codec.extradata or b"",
         interlaced=frame.interlaced_frame if frame else False,
         transparent=_transparent(stream, frame),
+        mirrored=frame is not None and _mirrored(frame),
+        timed=stream.time_base is not None and file.format.name not in RAW,
+        in_mp4="mp4" in file.format.name,
         colour=Colour.of(frame) if frame else Colour.unknown(codec.height),
         is_picture=is_picture,
         sound=sound,
@@ -170,7 +180,7 @@ def _sound(path: Path, file: av.container.InputContainer) -> tuple[Sound | None,
     notes = ()
     if stream is not tracks[0]:
         notes = (f"the default sound track of {path.name} cannot be decoded: track {stream.index} is used instead.",)
-    return Sound(stream.index, stream.codec_context.name), notes
+    return Sound(stream.index, stream.codec_context.codec.canonical_name), notes
 
 
 def _transparent(stream: av.video.stream.VideoStream, frame: av.VideoFrame | None) -> bool:
@@ -178,6 +188,15 @@ def _transparent(stream: av.video.stream.VideoStream, frame: av.VideoFrame | Non
         return stream.codec_context.name == "webp"  # an animated one, which PyAV does not decode and ffmpeg may
     names = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")
     return frame.format.name.startswith(names) or stream.metadata.get("alpha_mode") == "1"
+
+
+def _mirrored(frame: av.VideoFrame) -> bool:
+    """Whether the display matrix of a frame turns it over, and does not only turn it round."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
+            return a * d - b * c < 0
+    return False
 
 
 def _why_unreadable(path: Path, has_sound: bool = False) -> str:

@@ -1,0 +1,205 @@
+"""Join new frames to a clip's whole file, whose own frames and sound stay as they are.
+
+    made = extend(clip, lambda: [new_frames], rate=Fraction(24), path="continued.mp4")
+    print(made)
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from helpers.clips.clip import Clip, ClipError
+from helpers.clips.video import joining
+from helpers.clips.video.encoding import ENCODERS, Look, encode, encode_again, look_again
+from helpers.clips.video.ffmpeg import ffmpeg_path, run
+from helpers.clips.video.probing import Sound, Video, probe
+from helpers.clips.video.sound import AFTERWARDS, IN_MP4, encode_sound
+from helpers.files import replacing
+
+ORIGINALS = ("copy", "encode")
+PIXELS = ("yuv420p", "yuvj420p", "yuv420p10le")
+PIECE = 8  # frames
+
+
+@dataclass(frozen=True)
+class Extended:
+    """A clip that was made longer.
+
+    Attributes:
+        path: The file.
+        how: "copy" or "encode": what happened to the clip's own frames.
+        why: The reason, in a sentence.
+        join: When the new frames begin, in seconds.
+        seconds: How long the file plays.
+    """
+
+    path: Path
+    how: str
+    why: str
+    join: float
+    seconds: float
+
+    def __repr__(self) -> str:
+        return f"{self.path.name}: {self.join:.2f} s became {self.seconds:.2f} s. {self.why}"
+
+
+def extend(
+    clip: Clip,
+    pieces: Callable[[], Iterable[np.ndarray]],
+    *,
+    rate: Fraction,
+    path: str | Path,
+    original: str | None = None,
+    afterwards: str = "silence",
+) -> Extended:
+    """Write the whole file that a clip was read from, followed by new frames, as an mp4.
+
+    "copy" takes the file's own packets as they are, encodes the new frames to match them (codec, profile, size,
+    colour tags), and joins the two: the clip's own frames lose nothing. "encode" encodes the clip once more, visually
+    lossless, in H.264 and BT.709, upright and with square pixels. By default it is "copy" where that is possible. RAM
+    holds one piece at a time, however long the file is.
+
+    Args:
+        clip: A clip that was read from a file. All of the file is kept, not only the frames that were read.
+        pieces: Returns the new frames, `np.uint8` [T, H, W, 3] at the clip's size, some at a time; called again if
+            they must be encoded a second time.
+        rate: Their frames per second, exact.
+        path: The file to write. It appears under its name when it is complete.
+        original: One of `ORIGINALS`, or `None` to choose.
+        afterwards: What is heard with the new frames, one of `helpers.clips.AFTERWARDS`.
+
+    Raises:
+        ClipError: If a parameter is wrong, the disk is too small, or the file cannot be written.
+    """
+    path, rate = Path(path), Fraction(rate)
+    if original not in (None, *ORIGINALS):
+        raise ClipError(f"original={original!r}: there are {', '.join(ORIGINALS)}, and None to choose.")
+    if afterwards not in AFTERWARDS:
+        raise ClipError(f"afterwards={afterwards!r}: there are {', '.join(AFTERWARDS)}.")
+    video = probe(clip.path) if clip.path is not None and clip.path.is_file() else None
+    if video is not None and video.is_picture:
+        video = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_disk(clip, path)
+        with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".joining-") as folder:
+            work = _Work(clip, video, pieces, rate, Path(folder), temporary, afterwards)
+            obstacle = "you asked for it" if original == "encode" else _obstacle(video, clip)
+            made = None
+            if obstacle is None:
+                made, obstacle = work.copied()
+            how = "encode" if made is None else "copy"
+            join, seconds = made or work.encoded()
+    except OSError as error:
+        raise ClipError(f"{path} cannot be written: {error}") from error
+    why = f"The clip's own frames are encoded once more, visually lossless: {obstacle}."
+    if how == "copy":
+        why = f"The clip's own frames are copied, bit for bit ({video.codec})."
+    return Extended(path, how, why, join, seconds)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One joining in a temporary folder."""
+
+    clip: Clip
+    video: Video | None
+    pieces: Callable[[], Iterable[np.ndarray]]
+    rate: Fraction
+    folder: Path
+    target: Path
+    afterwards: str
+
+    def copied(self) -> tuple[tuple[float, float] | None, str | None]:
+        """When the new frames begin and end, or `None` and the reason why the packets could not be joined."""
+        try:
+            film = self.video if self.video.in_mp4 else self._rewrapped()
+            return self._joined(film, Look.like(self.video)), None
+        except (av.FFmpegError, ValueError, ClipError) as error:
+            return None, f"its packets could not be joined ({error})"
+
+    def encoded(self) -> tuple[float, float]:
+        """When the new frames begin and end, after the clip's own frames were encoded."""
+        path, clip = self.folder / "film.mp4", self.clip
+        look = Look() if self.video is None else look_again(self.video)
+        if self.video is None:
+            parts = (clip.frames[at : at + PIECE] for at in range(0, len(clip), PIECE))
+            encode(path, parts, size=clip.size, rate=clip.rate, look=look, crf=12)
+        else:
+            encode_again(self.video, path, clip.size, look)
+        try:
+            return self._joined(probe(path), look)
+        except (av.FFmpegError, ValueError) as error:
+            raise ClipError(f"{self.target.name} cannot be written: {error}") from error
+
+    def _joined(self, film: Video, look: Look) -> tuple[float, float]:
+        new_path = self.folder / "new.mp4"
+        count = encode(new_path, self.pieces(), size=self.clip.size, rate=self.rate, look=look)
+        if not count:
+            raise ClipError("there are no new frames to join: give at least one.")
+        new, (begin, end), more = probe(new_path), joining.span(film, self.rate), count / self.rate
+        sound, sound_begin = None, Fraction(0)
+        if self.video is not None and self.video.sound is not None:
+            sound_begin = joining.begin_of(self.video.path, self.video.index)
+            sound = self.video.path, self.video.sound
+            if self.afterwards != "silence" or self.video.sound.codec not in IN_MP4:
+                sound_path, heard = self.folder / "sound.mka", sound_begin + end - begin
+                encode_sound(self.video, sound_path, end=heard, more=more, afterwards=self.afterwards)
+                sound = sound_path, Sound(0, "aac")
+        joining.join(
+            film, new, self.target, begin=begin, end=end, rate=self.rate, sound=sound, sound_begin=sound_begin,
+            heard=end - begin + (more if self.afterwards == "room" else 0),
+        )  # fmt: skip
+        if not joining.joins_cleanly(self.target, end - begin, new):
+            raise ClipError("a decoder does not take both parts for one stream")
+        return float(end - begin), float(end - begin + more)
+
+    def _rewrapped(self) -> Video:
+        """The same packets in an mp4 file: with both times, and with the codec's parameters outside the frames."""
+        path = self.folder / "film.mp4"
+        command = [ffmpeg_path(), "-v", "error", "-y", "-nostdin", "-copyts", "-i", f"file:{self.video.path}"]
+        status, reason = run([*command, "-map", f"0:{self.video.index}", "-c", "copy", f"file:{path}"])
+        if status:
+            raise ClipError(reason)
+        return probe(path)
+
+
+def _obstacle(video: Video | None, clip: Clip) -> str | None:
+    """Why the packets of a file cannot be copied, or `None` if they can."""
+    if video is None:
+        return "it is not a video file"
+    if not video.decodes or video.codec not in ENCODERS:
+        return f"new frames cannot be encoded as {video.codec}"
+    if video.pixel_format not in PIXELS:
+        return f"new frames cannot be stored as {video.pixel_format}"
+    for obstacle, found in {
+        "it is HDR, and the new frames are not": video.colour.hdr,
+        "it has a wide gamut, and the new frames do not": video.colour.wide,
+        "it is interlaced": video.interlaced,
+        "it is transparent": video.transparent,
+        "it is mirrored": video.mirrored,
+        "its size changes in the middle": video.shown_size != clip.size,
+        "its frames have no times": not video.timed,
+    }.items():
+        if found:
+            return obstacle
+    return None
+
+
+def _check_disk(clip: Clip, path: Path) -> None:
+    """Raise a ClipError if the disk has no room for the clip, a copy while it is made, and the new frames."""
+    size = clip.path.stat().st_size if clip.path is not None and clip.path.is_file() else 0
+    needed, free = 2 * size + 64 * 2**20, shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise ClipError(
+            f"{path} needs about {needed / 2**30:.2f} GiB of disk, and {free / 2**30:.2f} GiB are free: make room, or "
+            "choose another out_dir."
+        )

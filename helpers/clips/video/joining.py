@@ -1,0 +1,129 @@
+"""Join a film and the new frames that follow it, packet by packet: nothing is decoded, so nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from helpers.clips.video.probing import Sound, Video, opened
+
+FINEST = 1_000_000  # ticks a second
+
+
+def join(
+    film: Video,
+    new: Video,
+    path: Path,
+    *,
+    begin: Fraction,
+    end: Fraction,
+    rate: Fraction,
+    sound: tuple[Path, Sound] | None,
+    sound_begin: Fraction,
+    heard: Fraction,
+) -> None:
+    """Write an mp4 of all packets of a film, those of a video that follows it, and those of a sound track.
+
+    Args:
+        film, new: What is joined; their codec, profile, size and colours are the same.
+        path: The file to write. It begins at 0.
+        begin, end: Of the film, in its own time in seconds.
+        rate: Of the new frames, per second.
+        sound: A file and its track; `None` for silence.
+        sound_begin: The time in that file at which the film begins, in seconds.
+        heard: How much of the sound to take, in seconds.
+
+    Raises:
+        av.FFmpegError, ValueError: If an mp4 cannot hold these streams.
+    """
+    ticks = math.lcm(film.time_base.denominator, rate.numerator)
+    ticks = ticks if ticks <= FINEST else film.time_base.denominator
+    options = {"movflags": "+faststart", "video_track_timescale": str(ticks)}
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(av.open(str(path), "w", format="mp4", options=options))
+        file, new_file = (stack.enter_context(opened(video.path)) for video in (film, new))
+        stream = target.add_stream_from_template(file.streams[film.index], opaque=True)
+        stream.time_base = Fraction(1, ticks)
+        old = _moved(file, file.streams[film.index], begin, Fraction(0), film.time_base)
+        fresh = _moved(
+            new_file, new_file.streams[new.index], begin_of(new.path, new.index), end - begin, Fraction(1, ticks)
+        )
+        queues = [((packet.dts * packet.time_base, 0, packet, stream) for packet in _rising(old, fresh))]
+        if sound is not None:
+            track_file = stack.enter_context(opened(sound[0]))
+            track = track_file.streams[sound[1].index]
+            into = target.add_stream_from_template(track, opaque=True)
+            packets = _moved(track_file, track, sound_begin, Fraction(0), Fraction(track.time_base))
+            packets = itertools.takewhile(lambda packet: packet.pts * packet.time_base < heard, packets)
+            queues.append(((packet.pts * packet.time_base, 1, packet, into) for packet in packets))
+        for _, _, packet, into in heapq.merge(*queues, key=lambda entry: entry[:2]):
+            packet.stream = into
+            target.mux(packet)
+
+
+def span(film: Video, rate: Fraction) -> tuple[Fraction, Fraction]:
+    """When the first frame of a film is shown, and when its last one goes off the screen, in seconds.
+
+    A last frame without a duration stays as long as one at the film's rate, or else at `rate`.
+    """
+    end, lasts = Fraction(0), 1 / (film.rates[0] if film.rates else rate)
+    with opened(film.path) as file:
+        for packet in file.demux(file.streams[film.index]):
+            if packet.pts is not None:
+                duration = packet.duration * film.time_base if packet.duration else lasts
+                end = max(end, packet.pts * film.time_base + duration)
+    return begin_of(film.path, film.index), end
+
+
+def begin_of(path: Path, index: int) -> Fraction:
+    """When the first frame of a stream is shown, in seconds."""
+    with opened(path) as file:
+        stream = file.streams[index]
+        times = [packet.pts for packet in itertools.islice(file.demux(stream), 32) if packet.pts is not None]
+        return min(times, default=0) * Fraction(stream.time_base)
+
+
+def joins_cleanly(path: Path, end: Fraction, new: Video) -> bool:
+    """Whether the new frames, from `end` on, decode in the joined file to what they are alone, bit by bit."""
+    with opened(path) as joined, opened(new.path) as alone:
+        stream = joined.streams.video[0]
+        joined.seek(int(end / stream.time_base), stream=stream, backward=True)
+        # The times of the film may be rounded: half a tick is before the first new frame.
+        from_tick = end / stream.time_base - Fraction(1, 2)
+        tail = (frame for frame in joined.decode(stream) if frame.pts is not None and frame.pts >= from_tick)
+        for frame in alone.decode(video=0):
+            other = next(tail, None)
+            if other is None or not np.array_equal(frame.to_ndarray(), other.to_ndarray()):
+                return False
+        return next(tail, None) is None
+
+
+def _moved(file, stream, begin: Fraction, to: Fraction, unit: Fraction) -> Iterator[av.Packet]:
+    """The packets of a stream with times in `unit`, moved so that what was shown at `begin` is shown at `to`."""
+    own = Fraction(stream.time_base)
+    for packet in file.demux(stream):
+        if packet.pts is None:
+            continue
+        stored = packet.pts if packet.dts is None else packet.dts
+        packet.pts, packet.dts = (round((ticks * own - begin + to) / unit) for ticks in (packet.pts, stored))
+        packet.duration = round(packet.duration * own / unit)
+        packet.time_base = unit
+        yield packet
+
+
+def _rising(*parts: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """The packets of one part after the other; at the join, times of storing may have to move on to rise."""
+    last = None
+    for packet in itertools.chain(*parts):
+        if last is not None:
+            packet.dts = min(packet.pts, max(packet.dts, math.floor(last / packet.time_base) + 1))
+        last = packet.dts * packet.time_base
+        yield packet
