@@ -5,8 +5,9 @@
     clip = clips.read("excavator")             # a bundled clip, or the path of your own
     clips.show(clip)                           # a strip of frames and a player
     past = clip.fit(288, 160)                  # the model's size
-    longer = clips.stitch(past, new_frames, fps=24, context=1)
-    clips.write("continued.mp4", longer, audio_from=clip)
+    longer = clips.stitch(past, new_frames, fps=24, context=1)  # both at the model's size, to look at the join
+    large = clips.unfit(new_frames[1:], clip.frames[-1])        # the new frames at the clip's own size
+    clips.extend(clip, lambda: [large], rate=24, path="continued.mp4")  # behind the clip's whole, untouched file
 
 Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB.
 """
@@ -17,10 +18,10 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "clip": ("Clip", "ClipError"),
     "sources": ("CLIPS", "bundled", "find"),
     "video.ffmpeg": ("ffmpeg_path",),
-    "reading": ("continuation_truth", "read"),
+    "reading": ("continuation_truth", "read", "shown_size"),
     "fitting": ("FITS", "fit", "unfit"),
     "resampling": ("WAYS", "resample"),
-    "joining": ("Seam", "carry_grain", "psnr", "seam", "stitch"),
+    "joining": ("Seam", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
     "extending": ("ORIGINALS", "Extended", "extend"),
     "video.sound": ("AFTERWARDS",),
     "writing": ("write",),

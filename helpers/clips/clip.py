@@ -101,4 +101,5 @@ class Clip:
         frames = "1 frame" if len(self) == 1 else f"{len(self)} frames"
         sound = "with sound" if self.has_audio else "no sound"
         size = f"{self.width}x{self.height}"
-        return "\n".join([f"{self.name}: {frames}, {size}, {self.fps:g} fps, {self.seconds:.1f} s, {sound}", *self.notes])
+        facts = f"{self.name}: {frames}, {size}, {self.fps:g} fps, {self.seconds:.1f} s, {sound}"
+        return "\n".join([facts, *self.notes])

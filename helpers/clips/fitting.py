@@ -1,7 +1,7 @@
 """Fit frames of any shape to a model's size, and bring the model's frames back to the clip's size.
 
     small = fit(frames, 240, 160, how="pad")           # the model's input
-    large = unfit(new_frames, frames[-1:], how="pad")  # its output, at the clip's own size
+    large = unfit(new_frames, frames[-1], how="pad")  # its output, at the clip's own size
 
 The aspect ratio never changes. Frames are `np.uint8` arrays of shape [T, height, width, 3], RGB.
 """
@@ -46,15 +46,15 @@ def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.nd
     return np.pad(inner, ((0, 0), (top, height - bottom), (left, width - right), (0, 0)), mode="edge")
 
 
-def unfit(frames: np.ndarray, around: np.ndarray, how: str = "crop") -> np.ndarray:
+def unfit(frames: np.ndarray, last: np.ndarray, how: str = "crop") -> np.ndarray:
     """Undo `fit`: bring frames of a model's size to the size of the clip that they continue.
 
-    The padding of "pad" is cut off. The edges that "crop" cut off come from `around`, as a still border as sharp as the
-    rest: no model generated their continuation.
+    The padding of "pad" is cut off. The edges that "crop" cut off come from the clip's last frame and stand still,
+    because no model generated their continuation; a narrow blend hides the border.
 
     Args:
         frames: `np.uint8` [T, h, w, 3], at the size that `fit` returned.
-        around: `np.uint8` [T or 1, H, W, 3], the clip's own frames, or only its last one.
+        last: `np.uint8` [H, W, 3], the clip's own last frame.
         how: The value that was passed to `fit`.
 
     Returns:
@@ -65,19 +65,37 @@ def unfit(frames: np.ndarray, around: np.ndarray, how: str = "crop") -> np.ndarr
     """
     check_fit(how)
     small_height, small_width = frames.shape[1:3]
-    height, width = around.shape[1:3]
+    height, width = last.shape[:2]
     if (small_width, small_height) == (width, height):
         return frames
     if how == "pad":
         left, top, right, bottom = _inner_box(width, height, small_width, small_height)
         return _resized(frames[:, top:bottom, left:right], width, height)
-    # Scale the border down and up like the picture inside, so that it is no sharper.
-    scale = max(small_width / width, small_height / height)
-    whole = _resized(around, max(small_width, round(width * scale)), max(small_height, round(height * scale)))
-    whole = np.repeat(whole, len(frames) // len(whole), axis=0)
-    top, left = ((whole.shape[1] - small_height) // 2, (whole.shape[2] - small_width) // 2)
-    whole[:, top : top + small_height, left : left + small_width] = frames
-    return _resized(whole, width, height)
+    left, top, right, bottom = _covering_box(width, height, small_width, small_height)
+    inner = _resized(frames, right - left, bottom - top)
+    whole = np.repeat(last[None], len(frames), axis=0)
+    share = _blend(right - left, bottom - top, left > 0, top > 0)
+    still = whole[:, top:bottom, left:right]
+    for target, new in zip(still, inner, strict=True):
+        if share is None:
+            target[:] = new
+        else:
+            target[:] = (target + share * (new.astype(np.float32) - target)).round()
+    return whole
+
+
+def _blend(width: int, height: int, at_sides: bool, at_top: bool) -> np.ndarray | None:
+    """The share of the new frame in each pixel, [height, width, 1]: it rises from the edges that "crop" cut."""
+    share = np.ones((height, width, 1), np.float32)
+    border = max(2, min(width, height) // 40)
+    rise = (np.arange(border, dtype=np.float32) + 1) / (border + 1)
+    if at_sides:
+        share[:, :border] *= rise[:, None]
+        share[:, -border:] *= rise[::-1, None]
+    if at_top:
+        share[:border] *= rise[:, None, None]
+        share[-border:] *= rise[::-1, None, None]
+    return share if at_sides or at_top else None
 
 
 def check_fit(how: str) -> None:

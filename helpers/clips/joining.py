@@ -1,6 +1,6 @@
 """Join a clip and its continuation, and judge the join in numbers.
 
-    frames = carry_grain(frames, clip.frames[-1])
+    frames = match_colour(carry_grain(frames, clip.frames[-1]), clip.frames[-1])
     longer = stitch(clip, frames, fps=24, context=1)
     seam(clip, frames[1:], fps=24)
 """
@@ -13,24 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.clips.clip import Clip, ClipError
-from helpers.clips.fitting import unfit
+from helpers.clips.oklab import from_oklab, oklab
 from helpers.clips.resampling import resample
 
 
 def stitch(
-    clip: Clip,
-    continuation: np.ndarray,
-    *,
-    fps: float | None = None,
-    context: int = 1,
-    resampled: str = "nearest",
-    fitted_from: Clip | None = None,
-    fitted: str = "crop",
+    clip: Clip, continuation: np.ndarray, *, fps: float | None = None, context: int = 1, resampled: str = "nearest"
 ) -> Clip:
-    """Join a clip and the frames that continue it.
+    """Join a clip and the frames that continue it, both at the model's size, to look at the join.
 
     The result has the clip's frame rate. Both halves keep their speed: a continuation with another frame rate is
-    resampled, and its duration does not change. Both halves pass through the same filters, so that they look alike.
+    resampled, and its duration does not change. `helpers.clips.extend` joins the clip's whole file at its own size.
 
     Args:
         clip: The clip, at the continuation's size (`Clip.fit`).
@@ -38,8 +31,6 @@ def stitch(
         fps: Its frame rate in frames per second; by default the clip's.
         context: How many of its first frames repeat the end of the clip; they are dropped.
         resampled: How it gets the clip's frame rate, one of `helpers.clips.resampling.WAYS`.
-        fitted_from: The clip before it was fitted. The fit is undone, and the result has this clip's size (`unfit`).
-        fitted: How it was fitted, one of `helpers.clips.fitting.FITS`.
 
     Raises:
         ClipError: If the sizes differ, or if no frame of the continuation is left.
@@ -56,12 +47,26 @@ def stitch(
         )
     last = clip.frames[-1]
     frames = resample(continuation[context:], last, fps=new.fps, to_fps=clip.fps, how=resampled)
-    if fitted_from is None:
-        frames = np.concatenate([clip.frames, frames])
-    else:
-        around = fitted_from.frames
-        frames = np.concatenate([unfit(clip.frames, around, fitted), unfit(frames, around[-1:], fitted)])
-    return Clip(frames, clip.fps, name=f"{clip.name}, continued")
+    return Clip(np.concatenate([clip.frames, frames]), clip.fps, name=f"{clip.name}, continued")
+
+
+def match_colour(frames: np.ndarray, last: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    """Give generated frames the colours of the clip: those by which the first of them differs from the clip's last.
+
+    The first generated frame repeats the clip's last one, so that what differs is the model's doing. Mean and deviation
+    of lightness and of the two colour axes are matched in the perceptual space Oklab (Ottosson 2020), over the whole
+    picture, so that the correction holds where the camera moves.
+
+    Args:
+        frames: `np.uint8` [T, H, W, 3]; the first repeats `last`.
+        last: `np.uint8` [H, W, 3].
+        strength: 0 changes nothing, 1 corrects all of the difference.
+    """
+    now, wanted = (oklab(frame).reshape(-1, 3) for frame in (frames[0], last))
+    spread = np.clip(wanted.std(0) / np.maximum(now.std(0), 1e-3), 0.8, 1.25)
+    gain = 1 + strength * (spread - 1)
+    offset = strength * wanted.mean(0) + (1 - strength) * now.mean(0) - gain * now.mean(0)
+    return np.stack([from_oklab(oklab(frame) * gain + offset) for frame in frames])
 
 
 def carry_grain(frames, last_frame, at=0):
@@ -69,6 +74,21 @@ def carry_grain(frames, last_frame, at=0):
     lost = last_frame.astype("float32") - frames[at]
     change = np.abs(frames.astype("float32") - frames[at]).max(axis=-1, keepdims=True)
     return (frames + np.exp(-((change / 8) ** 2)) * lost).clip(0, 255).round().astype("uint8")
+
+
+def sharpness_kept(before: np.ndarray, after: np.ndarray) -> float:
+    """How sharp a frame is compared with the one before: the ratio of the deviations of their Laplacians.
+
+    Args:
+        before, after: `np.uint8` [H, W, 3] of the same size.
+    """
+
+    def detail(frame: np.ndarray) -> float:
+        grey = frame.astype(np.float32).mean(axis=-1)
+        around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+        return float((around - 4 * grey[1:-1, 1:-1]).std())
+
+    return detail(after) / max(detail(before), 1e-6)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -103,8 +123,20 @@ class Seam:
     brightness_step: float
     frozen: bool
 
+    @property
+    def verdict(self) -> str:
+        """What the figures mean, in words."""
+        if self.frozen:
+            return "The continuation hardly moves."
+        if not self.ratio < math.inf:
+            return "The clip stands still before the join, so that no step is usual."
+        if self.ratio > 4 or abs(self.brightness_step) > 3:
+            return "The join is a visible jump."
+        return "The join shows to the attentive eye." if self.ratio > 2 else "The join is smooth."
+
     def __repr__(self) -> str:
         return (
+            f"{self.verdict}\n"
             f"jump at the join {self.jump:.2f} of 255, usual from frame to frame {self.usual:.2f}: "
             f"{self.ratio:.1f} times\n"
             f"brightness step {self.brightness_step:+.2f} of 255\n"

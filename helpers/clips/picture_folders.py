@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from helpers.clips.clip import ClipError
-from helpers.clips.video.decoding import DEFAULT_FPS, most_frames
 from helpers.clips.sources import pictures_in
+from helpers.clips.video.decoding import DEFAULT_FPS, most_frames
 
 
 def frames_of_pictures(folder: Path, seconds: float, from_start: bool) -> dict[str, Any]:
@@ -30,6 +30,12 @@ def frames_of_pictures(folder: Path, seconds: float, from_start: bool) -> dict[s
             )
         target[:] = frame
     return {"frames": frames, "fps": DEFAULT_FPS, "start": begin / DEFAULT_FPS}
+
+
+def size_of_pictures(folder: Path) -> tuple[int, int]:
+    """(width, height) of the last picture in a folder."""
+    frame = _picture(pictures_in(folder)[-1])
+    return frame.shape[1], frame.shape[0]
 
 
 def _picture(file: Path) -> np.ndarray:

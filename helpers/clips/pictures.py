@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from helpers.clips.clip import Clip, ClipError
-from helpers.clips.video.ffmpeg import ffmpeg_path
 from helpers.clips.fitting import fit
+from helpers.clips.video.ffmpeg import ffmpeg_path
 from helpers.files import replacing
 
 

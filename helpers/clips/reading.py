@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from helpers.clips.clip import Clip
-from helpers.clips.video.decoding import frames_of
-from helpers.clips.picture_folders import frames_of_pictures
+from helpers.clips.picture_folders import frames_of_pictures, size_of_pictures
 from helpers.clips.sources import CONTINUES, find
+from helpers.clips.video.decoding import frames_of
+from helpers.clips.video.probing import probe
 
 
 def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = False) -> Clip:
@@ -17,8 +18,8 @@ def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = Fa
     shows them: upright, with square pixels, deinterlaced, and on black where they are transparent; they are not
     resized otherwise. A variable frame rate becomes steady: the usual rate of these seconds, with each frame on screen
     as long as before. At most 1 GiB of frames is kept (about 172 frames at 1920x1080, 43 at 3840x2160); a clip that
-    exceeds this is shortened. Colours are BT.709, as the file's tags say, and as players guess where it has none; HDR is
-    tone-mapped.
+    exceeds this is shortened. Colours are BT.709, as the file's tags say, and as players guess where it has none; HDR
+    is tone-mapped.
 
     Args:
         source: The name of a bundled clip, the path of a video or picture in any format that ffmpeg decodes, or the
@@ -35,6 +36,16 @@ def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = Fa
     path = find(source)
     decode = frames_of_pictures if path.is_dir() else frames_of
     return Clip(**decode(path, max_seconds, from_start), name=path.stem, path=path)
+
+
+def shown_size(source: str | Path) -> tuple[int, int]:
+    """(width, height) of a clip as a player shows it, without decoding more than a frame.
+
+    Raises:
+        ClipError: As `read` does.
+    """
+    path = find(source)
+    return size_of_pictures(path) if path.is_dir() else probe(path).shown_size
 
 
 def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:

@@ -2,26 +2,27 @@
 
     resample(new_frames, past.frames[-1], fps=7, to_fps=24, how="motion")
 
-Lessons 04 and 05 introduce it: their models make 7 and 8 frames a second. Frames are `np.uint8` arrays of shape
+Lessons 04 and 05 explain it: their models make 7 and 8 frames a second. Frames are `np.uint8` arrays of shape
 [T, height, width, 3], RGB.
 """
 
 from __future__ import annotations
 
 import subprocess
+from fractions import Fraction
 
 import numpy as np
 
 from helpers.clips.clip import ClipError
 from helpers.clips.video.ffmpeg import ffmpeg_path
 
-WAYS = ("nearest", "blend", "motion")
+WAYS = ("blend", "nearest", "motion")
 # Overlapped blocks, motion estimated in both directions and refined at edges: the best that ffmpeg's filter offers.
 # Scene-cut detection is off: a continuation has no cuts.
 MOTION = "mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1:scd=none"
 
 
-def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float, how: str = "nearest") -> np.ndarray:
+def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float, how: str = "blend") -> np.ndarray:
     """Convert new frames to another frame rate.
 
     "nearest" repeats or drops frames: each output frame shows the input frame on screen at its midpoint. It invents
@@ -66,9 +67,14 @@ def _along_motion(path: np.ndarray, fps: float, to_fps: float) -> np.ndarray:
     path = np.concatenate([path, np.repeat(path[-1:], 3, axis=0)])
     height, width = path.shape[1:3]
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command = [ffmpeg_path(), "-v", "error", *raw, "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
-    command += ["-vf", f"minterpolate=fps={to_fps}:{MOTION}", *raw, "-"]
+    command = [ffmpeg_path(), "-v", "error", *raw, "-s", f"{width}x{height}", "-r", _exact(fps), "-i", "-"]
+    command += ["-vf", f"minterpolate=fps={_exact(to_fps)}:{MOTION}", *raw, "-"]
     done = subprocess.run(command, input=path.tobytes(), capture_output=True, check=False)
     if done.returncode:
         raise ClipError(f"ffmpeg cannot interpolate these frames: {done.stderr.decode(errors='replace').strip()}")
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
+
+
+def _exact(fps: float) -> str:
+    """24000/1001 for 23.976…, as ffmpeg reads it."""
+    return str(Fraction(fps).limit_denominator(1001))

@@ -116,12 +116,23 @@ def _notes(settings: Settings | None, vram: float | None, ram_available: float) 
             f"the GPU has {vram:.1f} GiB, less than vram_budget_gb={settings.vram_budget_gb:g}: "
             "its size is the limit"
         )
+    if settings and settings.fit == "crop" and (kept := _kept(settings)) < 0.9:
+        notes.append(
+            f"at {settings.width}x{settings.height}, {kept:.0%} of this clip's picture goes on, and the edges stand "
+            "still: fit='pad' gives the model the whole picture, with fewer pixels"
+        )
     if settings and settings.ram_budget_gb and ram_available < settings.ram_budget_gb:
         notes.append(
             f"{ram_available:.1f} GiB of RAM are available, less than "
             f"ram_budget_gb={settings.ram_budget_gb:g}: close other programs first"
         )
     return tuple(notes)
+
+
+def _kept(settings: Settings) -> float:
+    """The share of the clip's picture that is left when it is cropped to the model's shape."""
+    wider = settings.width / settings.height / (settings.clip_size[0] / settings.clip_size[1])
+    return min(wider, 1 / wider)
 
 
 def _version(package: str) -> str:

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from helpers.clips.clip import ClipError
+from helpers.clips.extending import ORIGINALS
 from helpers.clips.fitting import FITS
+from helpers.clips.reading import shown_size
 from helpers.clips.resampling import WAYS
 from helpers.clips.sources import find
+from helpers.clips.video.sound import AFTERWARDS
 from helpers.lesson import values
 from helpers.lesson.values import ParameterError
 from helpers.models.catalogue import OFFLOAD_MODES, Model, model
@@ -44,11 +47,15 @@ class Settings:
         vram_budget_gb: GiB of the GPU to use, or `None` for all of it.
         ram_budget_gb: GiB of RAM to stay within, or `None` for no check.
         out_dir: Where all lessons write. In the folder of the notebooks, relative paths count from the project's root.
-        folder: Where this lesson writes, `out_dir/<model>`; it exists.
+        folder: Where this run writes, `out_dir/<model>/<clip>`; it exists.
+        clip_size: (width, height) of the clip as a player shows it.
         revision: Branch, tag or commit of the Hub repository; `None` for its main branch.
         fit: How a clip with another aspect ratio is fitted, one of `FITS`.
         encode: How the prompt is encoded on the CPU, one of `ENCODE_WAYS`.
         resample: How the new frames get the clip's frame rate, one of `WAYS`.
+        colour_match: How much of a colour shift at the join is corrected, 0 to 1.
+        original: What happens to the clip's own frames, one of `ORIGINALS`, or `None` for "copy" where it is possible.
+        sound: What is heard with the new frames, one of `AFTERWARDS`.
     """
 
     model: Model = field(repr=False)
@@ -67,10 +74,14 @@ class Settings:
     ram_budget_gb: float | None
     out_dir: Path
     folder: Path
+    clip_size: tuple[int, int]
     revision: str | None = None
     fit: str = "crop"
     encode: str = "fp32"
-    resample: str = "nearest"
+    resample: str = "blend"
+    colour_match: float = 1.0
+    original: str | None = None
+    sound: str = "silence"
 
     @property
     def size(self) -> dict[str, int]:
@@ -83,6 +94,8 @@ class Settings:
         if self.weights != "miniature":
             return self.size
         real = self.model.defaults["pretrained"]
+        if self.model.fixed_size is None and self.height > self.width:
+            real = real.turned()
         return {"width": real.width, "height": real.height, "num_frames": real.num_frames}
 
     def loaded(self, dtype: Any) -> dict[str, Any]:
@@ -117,7 +130,8 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     Args:
         model_name: A name in `helpers.models.MODELS`.
         parameters: The lesson's parameters by name, a notebook's `globals()` for example; other names are ignored.
-            `revision`, `fit`, `encode`, `resample` and `ignore_prompt` may be missing. A model that takes no prompt
+            `revision`, `fit`, `encode`, `resample`, `colour_match`, `original`, `sound`
+            and `ignore_prompt` may be missing. A model that takes no prompt
             refuses one, unless `ignore_prompt` is set.
 
     Raises:
@@ -143,17 +157,21 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         fixed_frames=entry.fixed_frames and defaults.num_frames,
     )
 
-    def asked(name: str) -> Any:
-        value = given(name)
-        return getattr(defaults, name) if value is None else value
-
     clip = given("clip")
     clip = values.text(problems, "clip", str(clip) if isinstance(clip, Path) else clip)
+    clip_size = None
     try:
         if clip is not None:
             clip = _found(clip)
+            clip_size = shown_size(clip)
     except ClipError as error:
         problems.append(f"clip={clip!r}: {error}")
+    if given("width") is None and given("height") is None and clip_size and rules.fixed_size is None:
+        defaults = defaults.turned() if clip_size[1] > clip_size[0] else defaults
+
+    def asked(name: str) -> Any:
+        value = given(name)
+        return getattr(defaults, name) if value is None else value
 
     prompt = _prompt(problems, entry, given("prompt"), bool(given("ignore_prompt")))
     negative = given("negative_prompt")
@@ -186,20 +204,27 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         problems.append(f"revision={revision!r}: give a branch, tag or commit in quotes, or None.")
     words = {
         name: values.word(problems, name, parameters.get(name, choices[0]), choices)
-        for name, choices in (("fit", FITS), ("encode", ENCODE_WAYS), ("resample", WAYS))
+        for name, choices in (("fit", FITS), ("encode", ENCODE_WAYS), ("resample", WAYS), ("sound", AFTERWARDS))
     }
+    colour_match = values.number(problems, "colour_match", parameters.get("colour_match", 1.0))
+    if colour_match is not None and not 0 <= colour_match <= 1:
+        problems.append(f"colour_match={colour_match:g}: from 0, which corrects nothing, to 1; nearest: 1.")
+    original = given("original")
+    if original is not None:
+        original = values.word(problems, "original", original, ORIGINALS)
     budgets = {
         name: _budget(problems, name, given(name), meaning)
         for name, meaning in (("vram_budget_gb", "the whole card"), ("ram_budget_gb", "no check"))
     }
-    folder = _writable(problems, given("out_dir"), entry.name)
+    folder = _writable(problems, given("out_dir"), Path(entry.name) / _clip_folder(clip))
     if problems:
         count = "1 parameter cannot" if len(problems) == 1 else f"{len(problems)} parameters cannot"
         raise ParameterError("\n- ".join([f"{count} be used:", *problems]))
     return Settings(
         model=entry, clip=clip, prompt=prompt, negative_prompt=negative, weights=weights, offload=offload, width=width,
         height=height, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed,
-        out_dir=folder.parent, folder=folder, revision=revision, **budgets, **words,
+        out_dir=folder.parents[1], folder=folder, clip_size=clip_size, revision=revision, original=original,
+        colour_match=colour_match, **budgets, **words,
     )  # fmt: skip
 
 
@@ -210,6 +235,12 @@ def _found(clip: str) -> str:
         clip = str(from_root)
     find(clip)
     return clip
+
+
+def _clip_folder(clip: str | None) -> str:
+    """A folder's name for the results of a clip: the clip's name, and for a result that goes on, its folder's name."""
+    path = Path(clip or "clip").expanduser()
+    return f"{path.absolute().parent.name}_{path.stem}" if path.stem == "continued" else path.stem
 
 
 def _from_root(path: Path) -> Path:
@@ -248,12 +279,12 @@ def _budget(problems: list[str], name: str, value: Any, meaning: str) -> float |
     return budget
 
 
-def _writable(problems: list[str], out_dir: Any, model_name: str) -> Path | None:
-    """Create `out_dir/<model>` and try to write there. Return it, or `None` after noting the problem."""
+def _writable(problems: list[str], out_dir: Any, below: Path) -> Path | None:
+    """Create the folder `below` in `out_dir`, and try to write there. Return it, or `None` after noting the problem."""
     if not isinstance(out_dir, str | Path) or not str(out_dir):
         problems.append(f"out_dir={out_dir!r}: give the path of a folder in quotes.")
         return None
-    folder = _from_root(Path(out_dir).expanduser()) / model_name
+    folder = _from_root(Path(out_dir).expanduser()) / below
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

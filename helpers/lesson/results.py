@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from helpers.clips.clip import Clip
-from helpers.clips.joining import psnr, seam, stitch
+from helpers.clips.extending import PIECE, extend
+from helpers.clips.fitting import unfit
+from helpers.clips.joining import psnr, seam, sharpness_kept
 from helpers.clips.pictures import poster, save_image, show, side_by_side
-from helpers.clips.reading import continuation_truth
-from helpers.clips.writing import write
+from helpers.clips.reading import continuation_truth, read
+from helpers.clips.resampling import resample
 from helpers.lesson.cache import SavedLatents
 from helpers.lesson.parameters import Settings
 from helpers.measure.comparison import ModeRun
 from helpers.measure.meter import VRAMMeter
 from helpers.measure.records import record, save
 
-
-def save_clip(longer: Clip, source: Clip, settings: Settings) -> None:
-    """Write `continued.mp4` and `poster.png` into the lesson's folder, and show the last seconds of the clip.
-
-    Args:
-        longer: The clip with its continuation.
-        source: The clip that was read, whose sound plays under the beginning.
-    """
-    video = write(settings.folder / "continued.mp4", longer, audio_from=source)
-    picture = save_image(settings.folder / "poster.png", poster(longer, count=6, height=160))
-    print(f"{source.seconds:.1f} s became {longer.seconds:.1f} s at {longer.fps:g} fps and "
-          f"{longer.width}x{longer.height}: {video.name}, {picture.name}")  # fmt: skip
-    show(longer[-2 * (len(longer) - len(source)) :])
+SLOW = 10  # frames a second, of GIFs, time lapses and surveillance
 
 
-def extend_clip(frames: np.ndarray, source: Clip, past: Clip, settings: Settings) -> None:
-    """Join the model's frames to the clip, save the result, and print how well they join. Lesson 01 writes this out.
+def extend_clip(
+    frames: np.ndarray, source: Clip, past: Clip, settings: Settings, context: int = 1
+) -> dict[str, object]:
+    """Join the model's frames to the clip's whole file, show the end of the result, and say how well they join.
+
+    Writes `continued.mp4` and `poster.png` into the run's folder. Lesson 01 explains the steps.
 
     Args:
-        frames: `np.uint8` [T, H, W, 3] as the model made them; the first repeats the clip's last frame.
+        frames: `np.uint8` [T, H, W, 3] as the model made them.
         source: The clip that was read.
         past: The clip at the model's size.
+        context: How many of the frames repeat the end of the clip.
+
+    Returns:
+        For the record: how the clip's own frames were kept, and the figures of the join.
     """
-    longer = stitch(
-        past, frames, fps=settings.model.fps, resampled=settings.resample, fitted_from=source, fitted=settings.fit
-    )
-    save_clip(longer, source, settings)
-    print(seam(past, frames[1:], fps=settings.model.fps))
+    new, rate = frames[context:], new_rate(source, settings.model.fps)
+    at_rate = resample(new, past.frames[-1], fps=settings.model.fps, to_fps=float(rate), how=settings.resample)
+
+    def pieces() -> Iterator[np.ndarray]:  # RAM holds a few large frames at a time
+        for begin in range(0, len(at_rate), PIECE):
+            yield unfit(at_rate[begin : begin + PIECE], source.frames[-1], settings.fit)
+
+    made = extend(
+        source, pieces, rate=rate, path=settings.folder / "continued.mp4", original=settings.original,
+        afterwards=settings.sound,
+    )  # fmt: skip
+    end = read(made.path, max_seconds=2 * len(at_rate) / float(rate))
+    picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
+    print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
+    show(end)
+    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(source.frames[-1], next(pieces())[0])
+    print(f"{joined}\nsharpness of the first new frame: {sharp:.0%} of the clip's last one")
+    return {
+        "original": made.how, "join_seconds": made.join, "seconds": made.seconds, "sharpness_kept": sharp,
+        "seam": asdict(joined),
+    }  # fmt: skip
+
+
+def new_rate(source: Clip, model_fps: float) -> Fraction:
+    """The rate of the new frames: the clip's, but the model's after a single picture, or a clip slower than it."""
+    slower = source.fps <= SLOW and source.fps < model_fps
+    return Fraction(model_fps) if slower or len(source) == 1 else source.rate
 
 
 def true_frames(source: Clip, past: Clip, count: int, fps: float, fit: str) -> np.ndarray | None:
@@ -97,6 +119,7 @@ def record_run(
     *,
     decode: VRAMMeter,
     encode_prompt: VRAMMeter | None = None,
+    joined: dict[str, object] | None = None,
     **extra: object,
 ) -> Path:
     """Write the record of the run, `run.json`, into the lesson's folder.
@@ -105,6 +128,7 @@ def record_run(
         runs: The modes that were compared.
         saved: The latents of the run; their notes say which mode made them, and what the meter measured.
         encode_prompt, decode: The meters of these stages.
+        joined: What `extend_clip` returned.
         extra: More keys for the record.
 
     Returns:
@@ -126,6 +150,7 @@ def record_run(
         stages=stages,
         forecast=chosen.forecast_gib,
         vram_cap_gib=None if decode.peak_allocated_gib is None else settings.vram_budget_gb,
+        joined=joined,
         **extra,
     )
     return save(made, settings.folder / "run.json")

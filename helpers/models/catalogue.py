@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 OFFLOAD_MODES = ("none", "model", "sequential", "group_block", "group_leaf")
@@ -42,6 +42,10 @@ class Defaults:
     num_frames: int
     steps: int
     guidance_scale: float
+
+    def turned(self) -> Defaults:
+        """The same for a portrait clip."""
+        return replace(self, width=self.height, height=self.width)
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _problem(executed: Path, stopped_by: str) -> str:
 
 def _stamps(out_dir: Path) -> dict[Path, int]:
     """The results in `out_dir`, and when each was last written."""
-    paths: Iterable[Path] = (path for name in RESULTS for path in sorted(out_dir.glob(f"*/{name}")))
+    paths: Iterable[Path] = (path for name in RESULTS for path in sorted(out_dir.glob(f"*/**/{name}")))
     return {path: path.stat().st_mtime_ns for path in paths}
 
 

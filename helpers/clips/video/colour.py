@@ -15,7 +15,8 @@ BT709 = 1
 # Rounding without these flags makes colours about one level in 255 too dark.
 SCALING = "accurate_rnd+full_chroma_int+full_chroma_inp"
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
-MATRIX_TAGS = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020nc", 10: "bt2020c"}
+MATRIX_TAGS = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020nc",
+               10: "bt2020c"}  # fmt: skip
 PRIMARY_TAGS = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020",
                 11: "smpte431", 12: "smpte432", 22: "ebu3213"}  # fmt: skip
 TRANSFER_TAGS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",

@@ -80,8 +80,8 @@ def _seeks(video: Video, seconds: float, from_start: bool) -> Iterator[list[str]
 def _last_packet(video: Video) -> float:
     """Time of the last video packet, in seconds. The whole file is read, but nothing is decoded."""
     with opened(video.path) as file:
-        last = max((packet.pts for packet in file.demux(file.streams[video.index]) if packet.pts is not None), default=0)
-    return float(last * video.time_base)
+        packets = file.demux(file.streams[video.index])
+        return float(max((packet.pts for packet in packets if packet.pts is not None), default=0) * video.time_base)
 
 
 def _decode(
@@ -89,7 +89,7 @@ def _decode(
 ) -> tuple[deque[np.ndarray], np.ndarray]:
     """Decode a file. Return the last frames (or the first) that fit in RAM, and the times of all frames in seconds.
 
-    All frames have the size of the last one (or of the first): where a recording changed its size, the rest is left out.
+    All frames have the size of the last one (or of the first): where a recording changed size, the rest is left out.
     """
     # A file that was cut off ends in a corrupt packet, whose frame would be half grey: discard it.
     command = [ffmpeg_path(), "-hide_banner", "-nostats", "-nostdin", "-copyts", "-fflags", "+discardcorrupt", *seek]
@@ -97,7 +97,8 @@ def _decode(
     command += ["-c:v", decoders[video.codec]] if video.transparent and video.codec in decoders else []
     command += ["-i", f"file:{video.path}", "-map", f"0:{video.index}"]
     # PAM states the size of each frame, so rotation needs no special case. Passthrough: every frame exactly once.
-    command += ["-vf", ",".join([*shape_filters(video), *video.colour.to_bt709(), "showinfo=checksum=0"]), "-fps_mode", "passthrough"]
+    filters = [*shape_filters(video), *video.colour.to_bt709(), "showinfo=checksum=0"]
+    command += ["-vf", ",".join(filters), "-fps_mode", "passthrough"]
     command += ["-sws_flags", SCALING, "-pix_fmt", "rgba" if video.transparent else "rgb24"]
     command += ["-c:v", "pam", "-f", "image2pipe", "-"]
     frames: deque[np.ndarray] = deque()

@@ -59,12 +59,12 @@ class Look:
         )  # fmt: skip
 
     def options(self, crf: int | None = None) -> list[str]:
-        """The encoder's options. Its parameters stand in front of every key frame, so that the frames can follow others."""
+        """The encoder's options. Parameters stand in front of every key frame, so that the frames can follow others."""
         codec = ["-c:v", ENCODERS[self.codec], "-crf", str(CRF[self.codec] if crf is None else crf)]
         profile = ["-profile:v", PROFILES[self.profile]] if self.profile in PROFILES else []
         if self.codec == "h264":
-            order = "2" if self.reorders else "0"
-            return [*codec, "-preset", "fast", *profile, "-bf", order, "-x264-params", "repeat-headers=1:b-pyramid=none"]
+            codec += ["-preset", "fast", *profile, "-bf", "2" if self.reorders else "0"]
+            return [*codec, "-x264-params", "repeat-headers=1:b-pyramid=none"]
         if self.codec == "hevc":
             order = "" if self.reorders else ":bframes=0"
             return [*codec, "-preset", "fast", *profile, "-x265-params", f"repeat-headers=1:log-level=error{order}"]
@@ -80,13 +80,20 @@ class Look:
         if self.stored is not None:
             shape = [f"scale={self.stored[0]}:{self.stored[1]}:flags={SCALING}+lanczos"]
         elif right or bottom:  # 4:2:0 needs even sides: double the last column or row
-            shape = [f"pad={size[0] + right}:{size[1] + bottom}", f"fillborders=right={right}:bottom={bottom}:mode=smear"]
+            shape = [f"pad={size[0] + right}:{size[1] + bottom}"]
+            shape += [f"fillborders=right={right}:bottom={bottom}:mode=smear"]
         aspect = f"setsar={self.aspect.numerator}/{self.aspect.denominator}"
         return [*turns, *shape, *self.colour.from_rgb(self.pixel_format), aspect]
 
 
 def encode(
-    path: Path, pieces: Iterable[np.ndarray], *, size: tuple[int, int], rate: Fraction, look: Look, crf: int | None = None
+    path: Path,
+    pieces: Iterable[np.ndarray],
+    *,
+    size: tuple[int, int],
+    rate: Fraction,
+    look: Look,
+    crf: int | None = None,
 ) -> int:
     """Encode pieces of frames, `np.uint8` [T, H, W, 3], as a video without sound.
 

@@ -63,7 +63,7 @@ def join(
             into = target.add_stream_from_template(track, opaque=True)
             packets = _moved(track_file, track, sound_begin, Fraction(0), Fraction(track.time_base))
             packets = itertools.takewhile(lambda packet: packet.pts * packet.time_base < heard, packets)
-            queues.append(((packet.pts * packet.time_base, 1, packet, into) for packet in packets))
+            queues.append((packet.pts * packet.time_base, 1, packet, into) for packet in packets)
         for _, _, packet, into in heapq.merge(*queues, key=lambda entry: entry[:2]):
             packet.stream = into
             target.mux(packet)
