@@ -21,7 +21,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "reading": ("continuation_truth", "read", "shown_size"),
     "fitting": ("FITS", "fit", "unfit"),
     "resampling": ("WAYS", "resample"),
-    "joining": ("Seam", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
+    "joining": ("Seam", "carry_detail", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
     "extending": ("ORIGINALS", "Extended", "extend"),
     "video.sound": ("AFTERWARDS",),
     "writing": ("write",),

@@ -13,7 +13,7 @@ from PIL import Image
 from helpers.clips.clip import Clip
 from helpers.clips.extending import PIECE, extend
 from helpers.clips.fitting import unfit
-from helpers.clips.joining import psnr, seam, sharpness_kept
+from helpers.clips.joining import carry_detail, psnr, seam, sharpness_kept
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth, read
 from helpers.clips.resampling import resample
@@ -45,9 +45,13 @@ def extend_clip(
     new, rate = frames[context:], new_rate(source, settings.model.fps)
     at_rate = resample(new, past.frames[-1], fps=settings.model.fps, to_fps=float(rate), how=settings.resample)
 
+    last = source.frames[-1]
+    reference = unfit(frames[context - 1 : context], last, settings.fit)[0]
+
     def pieces() -> Iterator[np.ndarray]:  # RAM holds a few large frames at a time
         for begin in range(0, len(at_rate), PIECE):
-            yield unfit(at_rate[begin : begin + PIECE], source.frames[-1], settings.fit)
+            large = unfit(at_rate[begin : begin + PIECE], last, settings.fit)
+            yield carry_detail(large, reference, last)
 
     made = extend(
         source, pieces, rate=rate, path=settings.folder / "continued.mp4", original=settings.original,
@@ -57,7 +61,7 @@ def extend_clip(
     picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
     print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
     show(end)
-    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(source.frames[-1], next(pieces())[0])
+    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, next(pieces())[0])
     print(f"{joined}\nsharpness of the first new frame: {sharp:.0%} of the clip's last one")
     return {
         "original": made.how, "join_seconds": made.join, "seconds": made.seconds, "sharpness_kept": sharp,
