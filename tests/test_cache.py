@@ -57,7 +57,7 @@ def test_the_latents_of_a_lessons_run_depend_on_its_settings(tmp_path):
     kept = SavedLatents.for_run(settings, INPUTS, torch.float32)
     kept.save(torch.ones(2))
     assert SavedLatents.for_run(settings, INPUTS, torch.float32, boundary=0.5).load() is None
-    assert kept.path == tmp_path / "ltx_video" / "latents.safetensors"
+    assert kept.path == tmp_path / "ltx_video" / "excavator" / "latents.safetensors"
     assert torch.equal(SavedLatents.for_run(settings, INPUTS, torch.float32).load(), torch.ones(2))
     for changed in (replace(settings, seed=1), replace(settings, steps=settings.steps + 1)):
         assert SavedLatents.for_run(changed, INPUTS, torch.float32).load() is None

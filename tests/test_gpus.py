@@ -142,10 +142,18 @@ def test_the_rates_are_those_of_the_data_sheets(name, bf16, fp16, tf32, fp32, ba
 
 
 def test_an_unknown_name_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'RTX 4070 Ti'.*measure your own"):
-        gpu("RTX 4070Ti")
-    with pytest.raises(ValueError, match="'RTX 3060 8GB' or 'RTX 3060 12GB'"):
-        gpu("RTX 3060")
+    with pytest.raises(ValueError, match="did you mean 'RTX 4070 Ti'.*The table has"):
+        gpu("RTX 4070 To")
+    for name in ("RTX 3060", "NVIDIA GeForce RTX 3060"):
+        with pytest.raises(ValueError, match="'RTX 3060 8GB' or 'RTX 3060 12GB'"):
+            gpu(name)
+    with pytest.raises(ValueError, match="no GPU is called 'Voodoo 2': The table has"):
+        gpu("Voodoo 2")
+
+
+@pytest.mark.parametrize("name", ["RTX 4070 Ti", "NVIDIA GeForce RTX 4070 Ti", "rtx4070ti", "rtx 4070 TI"])
+def test_a_name_may_be_written_as_the_driver_or_a_person_writes_it(name):
+    assert gpu(name) is GPUS["RTX 4070 Ti"]
 
 
 @pytest.mark.parametrize(

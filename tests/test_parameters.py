@@ -4,8 +4,10 @@ import importlib.metadata
 import re
 import sys
 
+import numpy as np
 import pytest
 
+from helpers.clips import Clip, write
 from helpers.lesson import (
     EnvironmentProblem,
     ParameterError,
@@ -21,8 +23,15 @@ from helpers.models import OFFLOAD_MODES, checkpoints
 pytestmark = pytest.mark.lesson
 
 
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """The bytes of a small video, 16:9."""
+    frames = np.zeros((4, 36, 64, 3), np.uint8)
+    return write(tmp_path_factory.mktemp("film") / "film.mp4", Clip(frames, 24.0)).read_bytes()
+
+
 @pytest.fixture
-def given(tmp_path, monkeypatch):
+def given(tmp_path, monkeypatch, film):
     """Valid parameters of the LTX lesson, as a reader leaves them, with a miniature and a clip to find."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoints, "MINIATURES", tmp_path / "miniatures")
@@ -30,7 +39,7 @@ def given(tmp_path, monkeypatch):
         folder = tmp_path / "miniatures" / name
         folder.mkdir(parents=True)
         (folder / "model_index.json").write_text("{}")
-    (tmp_path / "mine.mp4").write_bytes(b"only its presence is checked here")
+    (tmp_path / "mine.mp4").write_bytes(film)
     return {
         "clip": "mine.mp4",
         "prompt": "the excavator lifts its bucket",
@@ -54,7 +63,7 @@ def test_none_becomes_the_default_of_these_weights(given, tmp_path):
     assert (settings.width, settings.height, settings.num_frames, settings.steps) == (288, 160, 25, 4)
     assert (settings.guidance_scale, settings.vram_budget_gb, settings.ram_budget_gb) == (1.0, 12.0, None)
     assert settings.model.name == "ltx_video"
-    assert settings.folder == settings.out_dir / "ltx_video" and (tmp_path / settings.folder).is_dir()
+    assert settings.folder == settings.out_dir / "ltx_video" / "mine" and (tmp_path / settings.folder).is_dir()
     assert list((tmp_path / settings.folder).iterdir()) == []
 
     pretrained = resolve("ltx_video", given | {"weights": "pretrained"})
@@ -116,7 +125,7 @@ def test_valid_parameters(given, changed):
         ({"clip": None}, "clip=None: give a text in quotes"),
         ({"weights": "dumy"}, "weights='dumy': no weights are called 'dumy'"),
         ({"weights": 1}, "weights=1: give a text in quotes, not int."),
-        ({"out_dir": "mine.mp4"}, "out_dir='mine.mp4': cannot write to mine.mp4/ltx_video"),
+        ({"out_dir": "mine.mp4"}, "out_dir='mine.mp4': cannot write to mine.mp4/ltx_video/mine"),
         ({"out_dir": ""}, "out_dir='': give the path of a folder in quotes."),
         ({"out_dir": None}, "out_dir=None: give the path of a folder in quotes."),
     ],
@@ -195,7 +204,7 @@ def test_in_the_folder_of_the_notebooks_paths_count_from_the_root(given, tmp_pat
     settings = resolve("ltx_video", given)
     assert settings.out_dir == tmp_path / "outputs" and settings.clip == str(tmp_path / "mine.mp4")
     assert list((tmp_path / "notebooks").iterdir()) == []
-    (tmp_path / "notebooks/mine.mp4").write_bytes(b"nearer")
+    (tmp_path / "notebooks/mine.mp4").write_bytes((tmp_path / "mine.mp4").read_bytes())
     assert resolve("ltx_video", given).clip == "mine.mp4"
 
 
@@ -287,3 +296,29 @@ def test_environment_lists_everything_that_is_missing(monkeypatch):
         'diffusers is 0.35.2, and 0.42 or later is needed: run `pip install "diffusers>=0.42"`'
     )
     assert transformers.startswith("transformers is not installed")
+
+
+@pytest.mark.parametrize(("name", "size"), [("ltx_video", (160, 288)), ("cogvideox_5b_i2v", (240, 160))])
+def test_a_portrait_clip_takes_a_portrait_size_where_the_model_allows(given, tmp_path, name, size):
+    frames = np.zeros((4, 64, 36, 3), np.uint8)
+    write(tmp_path / "tall.mp4", Clip(frames, 24.0))
+    settings = resolve(name, given | {"clip": "tall.mp4"})
+    assert (settings.width, settings.height) == size and settings.clip_size == (36, 64)
+    notes = " ".join(environment(settings).notes)
+    assert ("of this clip's picture goes on" in notes) == (name == "cogvideox_5b_i2v")
+    landscape = resolve(name, given)
+    assert landscape.width > landscape.height
+
+
+def test_a_result_that_goes_on_does_not_replace_itself(given, tmp_path):
+    settings = resolve("ltx_video", given)
+    again = tmp_path / settings.folder / "continued.mp4"
+    again.write_bytes((tmp_path / "mine.mp4").read_bytes())
+    longer = resolve("ltx_video", given | {"clip": str(again)})
+    assert longer.folder.name == "mine_continued" != settings.folder.name
+
+
+def test_a_clip_that_cannot_be_read_is_named_with_the_other_parameters(given, tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"no film")
+    with pytest.raises(ParameterError, match="(?s)2 parameters.*clip='mine.mp4': mine.mp4 is not a video.*steps=0"):
+        resolve("ltx_video", given | {"steps": 0})

@@ -86,7 +86,7 @@ def story(tmp_path_factory):
 @pytest.mark.notebook
 def test_the_lesson_runs_with_downloaded_weights(story):
     assert story.first.returncode == 0, story.first.stderr
-    results = story.folder / "first" / "ltx_video"
+    results = story.folder / "first" / "ltx_video" / "excavator"
     assert {"continued.mp4", "poster.png", "latents.safetensors", "run.json"} == {p.name for p in results.iterdir()}
     record = json.loads((results / "run.json").read_text())
     assert record["weights"] == "pretrained" and record["latents_equal"] is True

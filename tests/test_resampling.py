@@ -60,5 +60,5 @@ def test_equal_rates_change_nothing():
 
 def test_an_unknown_way_is_named():
     frames = ball(np.arange(5) / 24)
-    with pytest.raises(ClipError, match="resample='cubic': there are nearest, blend, motion"):
+    with pytest.raises(ClipError, match="resample='cubic': there are blend, nearest, motion"):
         resample(frames, frames[0], fps=7, to_fps=24, how="cubic")

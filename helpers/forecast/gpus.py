@@ -156,19 +156,30 @@ DEFAULT_GPU = "RTX 4070 Ti"
 
 
 def gpu(name: str | GPU = DEFAULT_GPU) -> GPU:
-    """The GPU with that name in the table; a `GPU` is returned as it is.
+    """The GPU with that name in the table, or with that name as CUDA reports it; a `GPU` is returned as it is.
 
     Raises:
         ValueError: If it is not in the table; the message names the nearest.
     """
     if isinstance(name, GPU):
         return name
-    if name in GPUS:
-        return GPUS[name]
-    near = [known for known in GPUS if known.startswith(str(name))][:3]
-    near = near or difflib.get_close_matches(str(name), GPUS, n=1, cutoff=0.3)
+    if found := find_gpu(name):
+        return found
+    key = _key(_short(name))
+    near = [known for known in GPUS if _key(known).startswith(key)][:3] if key else []
+    near = near or difflib.get_close_matches(_short(name), GPUS, n=1, cutoff=0.8)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"no GPU is called {name!r}: {hint}The table has {', '.join(GPUS)}; or measure your own.")
+    raise ValueError(f"no GPU is called {name!r}: {hint}The table has {', '.join(GPUS)}.")
+
+
+def _short(device_name: str) -> str:
+    """A device's name without the words that many share."""
+    return " ".join(re.sub(r"\b(NVIDIA|GeForce|Tesla|GPU|Generation)\b", " ", device_name, flags=re.IGNORECASE).split())
+
+
+def _key(name: str) -> str:
+    """A name as it is compared: without spaces, in small letters."""
+    return name.replace(" ", "").lower()
 
 
 def find_gpu(device_name: str, vram_gib: float | None = None) -> GPU | None:
@@ -177,9 +188,8 @@ def find_gpu(device_name: str, vram_gib: float | None = None) -> GPU | None:
     Names are compared as a whole, so that an A100 is never an A10. Some names are shared by GPUs with different
     memory (an "NVIDIA GeForce RTX 3060" has 8 or 12 GiB): give `vram_gib`, the reported size, to tell them apart.
     """
-    name = " ".join(re.sub(r"\b(NVIDIA|GeForce|Tesla|GPU|Generation)\b", " ", device_name).split())
-    name = REPORTED_AS.get(name, name)
-    found = [one for one in GPUS.values() if name in (one.name, re.sub(r" \d+GB$", "", one.name))]
+    name = _key(REPORTED_AS.get(_short(device_name), _short(device_name)))
+    found = [one for one in GPUS.values() if name in (_key(one.name), _key(re.sub(r" \d+GB$", "", one.name)))]
     if vram_gib is not None:  # error correction takes up to 9 % of the memory
         found = [one for one in found if 0.85 < vram_gib / one.vram_gib < 1.08]
     return found[0] if len(found) == 1 else None

@@ -8,8 +8,7 @@ from accelerate import cpu_offload_with_hook
 from diffusers.hooks import apply_group_offloading
 
 from helpers.measure.memory import release
-
-DENOISERS = ("unet", "transformer", "transformer_2")
+from helpers.models.architecture import DENOISERS
 
 
 def offload_sequentially(pipe, device):

@@ -13,7 +13,7 @@ from PIL import Image
 from helpers.clips.clip import Clip
 from helpers.clips.extending import PIECE, extend
 from helpers.clips.fitting import unfit
-from helpers.clips.joining import carry_detail, psnr, seam, sharpness_kept
+from helpers.clips.joining import carry_detail, carry_grain, match_colour, psnr, seam, sharpness_kept
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth, read
 from helpers.clips.resampling import resample
@@ -67,6 +67,12 @@ def extend_clip(
         "original": made.how, "join_seconds": made.join, "seconds": made.seconds, "sharpness_kept": sharp,
         "seam": asdict(joined),
     }  # fmt: skip
+
+
+def carry_over(frames: np.ndarray, past: Clip, settings: Settings) -> np.ndarray:
+    """Frames, `np.uint8` [T, H, W, 3], with the clip's colours and grain; the first repeats the clip's last frame."""
+    last = past.frames[-1]
+    return carry_grain(match_colour(frames, last, settings.colour_match), last)
 
 
 def new_rate(source: Clip, model_fps: float) -> Fraction:

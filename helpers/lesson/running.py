@@ -1,4 +1,4 @@
-"""Measure the offload modes, and generate. Lesson 01 writes these functions out and explains them."""
+"""Measure the offload modes, and generate. Lesson 01 writes `cap_vram`, `measure_mode` and `generate` out."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def measure_mode(mode, prepare, denoise, forecasts, budget_gb, runs):
     runs.append(ModeRun.from_meter(
         mode, meter, phase="denoise", step_seconds=step_seconds, latents=latents, baseline=baseline,
     ))
-    measured = f"{meter.peak_allocated_gib:.3f} GiB" if meter.peak_allocated_gib else "no GPU here"
-    print(f"{mode}: forecast on a GPU {expected:.3f} GiB, measured {measured}")
+    measured = meter.peak_allocated_gib and f"measured {meter.peak_allocated_gib:.3f} GiB"
+    print(f"{mode}: forecast on a GPU {expected:.3f} GiB; {measured or 'not measured, no GPU here'}")
 
 
 def generate(prepare, denoise, settings, forecasts, saved):

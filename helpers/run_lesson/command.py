@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"FAILED: {notebook.stem}, {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        print("Stopped. Run the same command again: latents that are finished are kept.", file=sys.stderr)
         return 130
     print(f"Done in {run.seconds:.0f} s.")
     for path in run.written:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers.charts.table import MISSING
@@ -109,19 +109,30 @@ def published_forecasts(data: Path = DATA) -> dict[tuple, dict]:
 
 def measured(data: Path = DATA) -> list[Row]:
     """Measurements at full size: from lessons' records where there are any, else from records of single stages."""
-    forecasts, found = published_forecasts(data), {}
-    for path in sorted((data / "measurements").glob("stages_*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for row in _stage_rows(record, forecasts):
-            found[row.device, row.set_up, row.offload] = row
+    forecasts, found = published_forecasts(data), _stages(data)
     for path in sorted((data / "measurements").glob("lessons_*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         for row in lesson_rows(record, "measured", forecasts):
-            key = row.device, row.set_up, row.offload
-            if row.overflowed and key in found:
-                continue  # the lesson was capped and the stages were not: they have the full peak
-            found[key] = row
+            found[_key(row)] = _uncapped(row, found)
     return list(found.values())
+
+
+def _stages(data: Path) -> dict[tuple, Row]:
+    """The records of single stages, which were measured without a cap, by `_key`."""
+    forecasts, found = published_forecasts(data), {}
+    for path in sorted((data / "measurements").glob("stages_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found |= {_key(row): row for row in _stage_rows(record, forecasts)}
+    return found
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row.device, row.set_up, row.offload
+
+
+def _uncapped(row: Row, stages: Mapping[tuple, Row]) -> Row:
+    """A row, or if it ran out of memory under a cap, what the same GPU needed without one, if that was measured."""
+    return replace(stages[_key(row)], source=row.source) if row.overflowed and _key(row) in stages else row
 
 
 def _stage_rows(record: Mapping, forecasts: Mapping) -> list[Row]:
@@ -170,10 +181,11 @@ def yours(out_dir: str | Path) -> list[Row]:
 
     Anything that cannot be read as a lesson's record is named in a warning and left out.
     """
-    forecasts, newest = published_forecasts(), {}
+    forecasts, stages, newest = published_forecasts(), _stages(DATA), {}
     for record in sorted(load(out_dir), key=lambda one: str(one["date"])):
         try:
-            newest[_size(record), record["device"]] = lesson_rows(record, "yours", forecasts)
+            rows = [_uncapped(row, stages) for row in lesson_rows(record, "yours", forecasts)]
+            newest[_size(record), record["device"]] = rows
         except (KeyError, TypeError, AttributeError) as error:
             what = f"no lesson writes this format ({type(error).__name__}: {error})"
             warnings.warn(f"a record of {record['model']} is left out: {what}", stacklevel=2)

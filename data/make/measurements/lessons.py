@@ -164,7 +164,8 @@ def run(set_up: SetUp, options: argparse.Namespace, folder: Path, seconds: float
     for path in folder.glob("*.partial.ipynb"):
         path.unlink()
     try:
-        record = json.loads((folder / set_up.model / "run.json").read_text(encoding="utf-8"))
+        path = next((folder / set_up.model).rglob("run.json"), folder / "run.json")
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
         failed = failed or "the lesson left no run.json"
