@@ -31,8 +31,8 @@ CELLS = {  # what comes before `generate`
     "01_ltx_video": "setup parameters check cap download clip fit encoder-from-files load-text-encoder encode-prompt "
                     "load forecast-loaded call measure mode-none mode-model mode-sequential mode-group-block "
                     "mode-group-leaf generate-function",
-    "02_wan22_ti2v_5b": f"{SET_UP} clip fit overflow forecast-weights embeddings-cache encode-prompt load forecast-loaded call "
-                        "modes mend-chain",
+    "02_wan22_ti2v_5b": f"{SET_UP} clip fit overflow embeddings-cache encode-prompt load forecast-loaded call modes "
+                        "mend-chain",
     "03_wan22_i2v_a14b_gguf": f"{SET_UP} clip fit encode-prompt gguf-files load forecast-loaded experts call modes",
 }  # fmt: skip
 SMALL = {"width": 64, "height": 64, "num_frames": 9, "steps": 2, "offload": "none"}

@@ -18,7 +18,7 @@ import numpy as np
 
 from helpers.clips.clip import Clip, ClipError
 from helpers.clips.video import joining
-from helpers.clips.video.encoding import ENCODERS, Look, encode, encode_again, look_again
+from helpers.clips.video.encoding import ENCODERS, OWN_CRF, Look, encode, encode_again, look_again
 from helpers.clips.video.ffmpeg import ffmpeg_path, run
 from helpers.clips.video.probing import Sound, Video, probe
 from helpers.clips.video.sound import AFTERWARDS, IN_MP4, encode_sound
@@ -132,7 +132,7 @@ class _Work:
         look = Look() if self.video is None else look_again(self.video)
         if self.video is None:
             parts = (clip.frames[at : at + PIECE] for at in range(0, len(clip), PIECE))
-            encode(path, parts, size=clip.size, rate=clip.rate, look=look, crf=12)
+            encode(path, parts, size=clip.size, rate=clip.rate, look=look, crf=OWN_CRF)
         else:
             encode_again(self.video, path, clip.size, look)
         try:
@@ -145,7 +145,7 @@ class _Work:
         count = encode(new_path, self.pieces(), size=self.clip.size, rate=self.rate, look=look)
         if not count:
             raise ClipError("there are no new frames to join: give at least one.")
-        new, (begin, end), more = probe(new_path), joining.span(film, self.rate), count / self.rate
+        new, (begin, end), more = probe(new_path), joining.span(film, self.clip.rate), count / self.rate
         sound, sound_begin = None, Fraction(0)
         if self.video is not None and self.video.sound is not None:
             sound_begin = joining.begin_of(self.video.path, self.video.index)
@@ -186,7 +186,7 @@ def _obstacle(video: Video | None, clip: Clip) -> str | None:
         "it is interlaced": video.interlaced,
         "it is transparent": video.transparent,
         "it is mirrored": video.mirrored,
-        "its size changes in the middle": video.shown_size != clip.size,
+        "its size changes in the middle": video.changes_size or video.shown_size != clip.size,
         "its frames have no times": not video.timed,
     }.items():
         if found:

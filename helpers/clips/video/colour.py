@@ -44,11 +44,11 @@ class Colour:
     rgb: bool
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> Colour:
-        """The tags of a decoded frame."""
+    def of(cls, codec: av.VideoCodecContext, frame: av.VideoFrame) -> Colour:
+        """The tags of a stream of which a frame was decoded."""
         rgb = frame.format.is_rgb or frame.format.name.startswith(("pal8", "gray", "ya", "mono"))
-        full = frame.color_range == 2 or frame.format.name.startswith("yuvj")
-        return cls(frame.colorspace, frame.color_primaries, frame.color_trc, full, frame.height, rgb)
+        full = codec.color_range == 2 or frame.format.name.startswith("yuvj")
+        return cls(codec.colorspace, codec.color_primaries, codec.color_trc, full, frame.height, rgb)
 
     @classmethod
     def unknown(cls, height: int) -> Colour:

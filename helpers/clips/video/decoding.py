@@ -87,17 +87,17 @@ def _last_packet(video: Video) -> float:
 def _decode(
     video: Video, seek: list[str], stated: list[float], from_start: bool
 ) -> tuple[deque[np.ndarray], np.ndarray]:
-    """Decode a file. Return the last frames (or the first) that fit in RAM, and the times of all frames in seconds.
-
-    All frames have the size of the last one (or of the first): where a recording changed size, the rest is left out.
-    """
+    """Decode a file. Return the last frames (or the first) that fit in RAM, and the times of all frames in seconds."""
     # A file that was cut off ends in a corrupt packet, whose frame would be half grey: discard it.
     command = [ffmpeg_path(), "-hide_banner", "-nostats", "-nostdin", "-copyts", "-fflags", "+discardcorrupt", *seek]
     decoders = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # ffmpeg's own ignore the alpha channel
     command += ["-c:v", decoders[video.codec]] if video.transparent and video.codec in decoders else []
     command += ["-i", f"file:{video.path}", "-map", f"0:{video.index}"]
     # PAM states the size of each frame, so rotation needs no special case. Passthrough: every frame exactly once.
-    filters = [*shape_filters(video), *video.colour.to_bt709(), "showinfo=checksum=0"]
+    filters = [*shape_filters(video), *video.colour.to_bt709()]
+    if video.changes_size:
+        filters.append("scale={}:{}:flags=lanczos".format(*video.shown_size))
+    filters.append("showinfo=checksum=0")
     command += ["-vf", ",".join(filters), "-fps_mode", "passthrough"]
     command += ["-sws_flags", SCALING, "-pix_fmt", "rgba" if video.transparent else "rgb24"]
     command += ["-c:v", "pam", "-f", "image2pipe", "-"]
@@ -108,10 +108,6 @@ def _decode(
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process,
     ):
         while (frame := _next_frame(process.stdout)) is not None:
-            if frames and frame.shape != frames[0].shape:
-                if from_start:
-                    break
-                frames.clear()
             frames.append(frame)
             count += 1
             if len(frames) > most_frames(frame.shape):

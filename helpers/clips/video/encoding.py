@@ -24,6 +24,7 @@ PROFILES = {
     "Baseline": "baseline", "Constrained Baseline": "baseline", "Main": "main", "High": "high", "High 10": "high10",
     "Main 10": "main10",
 }  # fmt: skip
+OWN_CRF = 8  # of a clip's own frames that are encoded again: above 45 dB
 CRF = {"h264": 16, "hevc": 16, "vp9": 18, "av1": 18}  # visually lossless
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 
@@ -156,7 +157,7 @@ def encode_again(video: Video, path: Path, size: tuple[int, int], look: Look) ->
         filters += [f"format={look.pixel_format}", look.colour.tags()]
     command = [ffmpeg_path(), "-v", "error", "-y", "-nostdin", "-copyts", "-fflags", "+discardcorrupt"]
     command += ["-i", f"file:{video.path}", "-map", f"0:{video.index}", "-vf", ",".join(filters)]
-    command += ["-fps_mode", "passthrough", "-enc_time_base", "demux", *look.options(crf=12), f"file:{path}"]
+    command += ["-fps_mode", "passthrough", "-enc_time_base", "demux", *look.options(crf=OWN_CRF), f"file:{path}"]
     status, reason = run(command)
     if status:
         raise ClipError(f"{video.path.name} cannot be encoded again: {reason}")

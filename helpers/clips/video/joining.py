@@ -72,13 +72,13 @@ def join(
 def span(film: Video, rate: Fraction) -> tuple[Fraction, Fraction]:
     """When the first frame of a film is shown, and when its last one goes off the screen, in seconds.
 
-    A last frame without a duration stays as long as one at the film's rate, or else at `rate`.
+    The last frame stays for its duration, but at least as long as one at `rate`: many files cut it short.
     """
-    end, lasts = Fraction(0), 1 / (film.rates[0] if film.rates else rate)
+    end = Fraction(0)
     with opened(film.path) as file:
         for packet in file.demux(file.streams[film.index]):
             if packet.pts is not None:
-                duration = packet.duration * film.time_base if packet.duration else lasts
+                duration = max(1 / rate, (packet.duration or 0) * film.time_base)
                 end = max(end, packet.pts * film.time_base + duration)
     return begin_of(film.path, film.index), end
 

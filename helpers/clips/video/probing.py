@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from helpers.clips.clip import ClipError
 from helpers.clips.video.colour import Colour
 
 PICTURE_FORMATS = ("image2", "_pipe")
-RAW = ("h264", "hevc", "m4v", "mpegvideo", "obu", "vc1")
+USUAL_RATES = [Fraction(*rate) for rate in (
+    (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48, 1), (50, 1), (60000, 1001), (60, 1), (120, 1)
+)]  # fmt: skip
 NO_FILM = ("ansi",)  # how ffmpeg would play a text file
 
 
@@ -40,7 +43,8 @@ class Video:
         path: The file.
         index: The stream's number in the file.
         codec, profile, pixel_format: As ffmpeg names them.
-        width, height: As stored, before any rotation.
+        width, height: As stored, before any rotation; of the last frame if that changes.
+        changes_size: Whether it does.
         aspect: Width of a pixel over its height.
         rotation: Degrees that a player turns the picture counter-clockwise: 0, 90, 180 or 270.
         rates: Frames per second that the file states, exact: the average, and the rate of the container.
@@ -50,7 +54,7 @@ class Video:
         reorders: Whether frames are stored in another order than they are shown (B-frames).
         parameters: The codec's configuration, outside the frames.
         interlaced, transparent, mirrored: Whether it is.
-        timed: Whether its packets have times; those of a raw stream have none.
+        timed: Whether its packets say when they are shown; those of a raw stream, or of some AVI files, do not.
         in_mp4: Whether the file is an mp4 or a mov, in which packets are as `joining` needs them.
         colour: What its numbers mean.
         is_picture: Whether it is a single picture, which has no rate.
@@ -66,6 +70,7 @@ class Video:
     pixel_format: str
     width: int
     height: int
+    changes_size: bool
     aspect: Fraction
     rotation: int
     rates: tuple[Fraction, ...]
@@ -125,19 +130,22 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
         raise ClipError(_why_unreadable(path, bool(file.streams.audio)))
     stream, frame = _first_decodable(path, films)
     sound, notes = _sound(path, file)
+    last = _last_size(path, file, stream.index)
+    first = (frame.width, frame.height) if frame else (stream.codec_context.width, stream.codec_context.height)
     codec, is_picture = stream.codec_context, file.format.name.endswith(PICTURE_FORMATS)
-    rates = [rate for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
+    rates = [_usual(rate) for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
     return Video(
         path=path,
         index=stream.index,
         codec=codec.codec.canonical_name,
         profile=codec.profile,
         pixel_format=frame.format.name if frame else codec.pix_fmt or "",
-        width=frame.width if frame else codec.width,
-        height=frame.height if frame else codec.height,
+        width=(last or first)[0],
+        height=(last or first)[1],
+        changes_size=last not in (None, first),
         aspect=Fraction(stream.sample_aspect_ratio or 1),
         rotation=round(frame.rotation) % 360 if frame else 0,
-        rates=() if is_picture else tuple(dict.fromkeys(map(Fraction, rates))),
+        rates=() if is_picture else tuple(dict.fromkeys(rates)),
         time_base=Fraction(stream.time_base),
         begin=float(Fraction(file.start_time or 0, av.time_base)),
         seconds=float(Fraction(file.duration or 0, av.time_base)),
@@ -146,14 +154,19 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
         interlaced=frame.interlaced_frame if frame else False,
         transparent=_transparent(stream, frame),
         mirrored=frame is not None and _mirrored(frame),
-        timed=stream.time_base is not None and file.format.name not in RAW,
+        timed=_timed(file, stream),
         in_mp4="mp4" in file.format.name,
-        colour=Colour.of(frame) if frame else Colour.unknown(codec.height),
+        colour=Colour.of(stream.codec_context, frame) if frame else Colour.unknown(codec.height),
         is_picture=is_picture,
         sound=sound,
         notes=notes,
         decodes=frame is not None,
     )
+
+
+def _usual(rate: Fraction) -> Fraction:
+    """The usual rate that a rate means. Formats that round times to 1/1000 of a second only come near it."""
+    return next((usual for usual in USUAL_RATES if abs(rate / usual - 1) < 0.0005), Fraction(rate))
 
 
 def _default_first(streams: list) -> list:
@@ -188,6 +201,24 @@ def _transparent(stream: av.video.stream.VideoStream, frame: av.VideoFrame | Non
         return stream.codec_context.name == "webp"  # an animated one, which PyAV does not decode and ffmpeg may
     names = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")
     return frame.format.name.startswith(names) or stream.metadata.get("alpha_mode") == "1"
+
+
+def _timed(file: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
+    if file.format.name == "avi" and stream.codec_context.has_b_frames:  # only the order of storing is known
+        return False
+    packets = [packet for packet in itertools.islice(file.demux(stream), 16) if packet.size]
+    return all(packet.pts is not None for packet in packets)
+
+
+def _last_size(path: Path, file: av.container.InputContainer, index: int) -> tuple[int, int] | None:
+    """(width, height) of the last frame in formats in which it may change; `None` if it is that of the first one."""
+    if file.format.name not in ("mpegts", "mpeg", "flv") or not file.duration:
+        return None
+    with contextlib.suppress(av.FFmpegError), opened(path) as again:
+        again.seek((file.start_time or 0) + file.duration - av.time_base // 2)
+        for frame in again.decode(again.streams[index]):
+            last = frame.width, frame.height
+        return last
 
 
 def _mirrored(frame: av.VideoFrame) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,11 +52,10 @@ def encode_sound(video: Video, path: Path, *, end: Fraction, more: Fraction, aft
 
 def _room_tone(video: Video, end: Fraction, more: Fraction) -> np.ndarray | None:
     """`np.float32` [samples, 2]: the second before `end`, looped with cross-fades, `more` seconds and one fade long."""
-    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-copyts", "-ss", f"{max(0.0, float(end) - 1):.6f}"]
-    command += ["-i", f"file:{video.path}", "-map", f"0:{video.sound.index}", "-t", "1", "-f", "f32le"]
+    begin = max(0.0, float(end) - video.begin - 1)
+    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-ss", f"{begin:.6f}", "-t", "1"]
+    command += ["-i", f"file:{video.path}", "-map", f"0:{video.sound.index}", "-f", "f32le"]
     command += ["-ar", str(RATE), "-ac", "2", "-"]
-    import subprocess
-
     heard = subprocess.run(command, capture_output=True, check=False).stdout
     second = np.frombuffer(heard, np.float32).reshape(-1, 2)
     fade = min(int(0.2 * RATE), len(second) // 3)
