@@ -214,11 +214,12 @@ def _last_size(path: Path, file: av.container.InputContainer, index: int) -> tup
     """(width, height) of the last frame in formats in which it may change; `None` if it is that of the first one."""
     if file.format.name not in ("mpegts", "mpeg", "flv") or not file.duration:
         return None
+    last = None
     with contextlib.suppress(av.FFmpegError), opened(path) as again:
-        again.seek((file.start_time or 0) + file.duration - av.time_base // 2)
+        again.seek((file.start_time or 0) + max(0, file.duration - 3 * av.time_base))
         for frame in again.decode(again.streams[index]):
             last = frame.width, frame.height
-        return last
+    return last
 
 
 def _mirrored(frame: av.VideoFrame) -> bool:
