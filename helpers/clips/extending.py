@@ -137,17 +137,20 @@ class _Work:
             encode_again(self.video, path, clip.size, look)
         try:
             return self._joined(probe(path), look)
-        except (av.FFmpegError, ValueError) as error:
-            raise ClipError(f"{self.target.name} cannot be written: {error}") from error
+        except (av.FFmpegError, ValueError):
+            try:
+                return self._joined(probe(path), look, silent=True)  # where recordings meet, the times of sound may jump
+            except (av.FFmpegError, ValueError) as error:
+                raise ClipError(f"{self.target.name} cannot be written: {error}") from error
 
-    def _joined(self, film: Video, look: Look) -> tuple[float, float]:
+    def _joined(self, film: Video, look: Look, silent: bool = False) -> tuple[float, float]:
         new_path = self.folder / "new.mp4"
         count = encode(new_path, self.pieces(), size=self.clip.size, rate=self.rate, look=look)
         if not count:
             raise ClipError("there are no new frames to join: give at least one.")
         new, (begin, end), more = probe(new_path), joining.span(film, self.clip.rate), count / self.rate
         sound, sound_begin = None, Fraction(0)
-        if self.video is not None and self.video.sound is not None:
+        if self.video is not None and self.video.sound is not None and not silent:
             sound_begin = joining.begin_of(self.video.path, self.video.index)
             sound = self.video.path, self.video.sound
             if self.afterwards != "silence" or self.video.sound.codec not in IN_MP4:

@@ -155,7 +155,7 @@ def encode_again(video: Video, path: Path, size: tuple[int, int], look: Look) ->
         filters += ["format=gbrp", *look.filters(size)]
     else:  # no way through RGB, which would soften colours twice
         filters += [f"format={look.pixel_format}", look.colour.tags()]
-    command = [ffmpeg_path(), "-v", "error", "-y", "-nostdin", "-copyts", "-fflags", "+discardcorrupt"]
+    command = [ffmpeg_path(), "-v", "error", "-y", "-nostdin", "-fflags", "+discardcorrupt"]
     command += ["-i", f"file:{video.path}", "-map", f"0:{video.index}", "-vf", ",".join(filters)]
     command += ["-fps_mode", "passthrough", "-enc_time_base", "demux", *look.options(crf=OWN_CRF), f"file:{path}"]
     status, reason = run(command)
