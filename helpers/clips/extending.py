@@ -27,6 +27,7 @@ from helpers.files import replacing
 ORIGINALS = ("copy", "encode")
 PIXELS = ("yuv420p", "yuvj420p", "yuv420p10le")
 PIECE = 8  # frames
+NO_SOUND = " Its sound is left out, because its times jump."
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ def extend(
             if obstacle is None:
                 made, obstacle = work.copied()
             how = "encode" if made is None else "copy"
-            join, seconds = made or work.encoded()
+            join, seconds, note = made or work.encoded()
     except OSError as error:
         raise ClipError(f"{path} cannot be written: {error}") from error
     why = f"The clip's own frames are encoded once more, visually lossless: {obstacle}."
     if how == "copy":
         why = f"The clip's own frames are copied, bit for bit ({video.codec})."
-    return Extended(path, how, why, join, seconds)
+    return Extended(path, how, why + note, join, seconds)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _Work:
     target: Path
     afterwards: str
 
-    def copied(self) -> tuple[tuple[float, float] | None, str | None]:
+    def copied(self) -> tuple[tuple[float, float, str] | None, str | None]:
         """When the new frames begin and end, or `None` and the reason why the packets could not be joined."""
         try:
             film = self.video if self.video.in_mp4 else self._rewrapped()
@@ -126,8 +127,8 @@ class _Work:
         except (av.FFmpegError, ValueError, ClipError) as error:
             return None, f"its packets could not be joined ({error})"
 
-    def encoded(self) -> tuple[float, float]:
-        """When the new frames begin and end, after the clip's own frames were encoded."""
+    def encoded(self) -> tuple[float, float, str]:
+        """When the new frames begin and end, and what to say besides, after the clip's own frames were encoded."""
         path, clip = self.folder / "film.mp4", self.clip
         look = Look() if self.video is None else look_again(self.video)
         if self.video is None:
@@ -138,19 +139,19 @@ class _Work:
         try:
             return self._joined(probe(path), look)
         except (av.FFmpegError, ValueError):
-            try:
-                return self._joined(probe(path), look, silent=True)  # where recordings meet, the times of sound may jump
+            try:  # where recordings meet, the times of the sound may jump
+                return self._joined(probe(path), look, NO_SOUND)
             except (av.FFmpegError, ValueError) as error:
                 raise ClipError(f"{self.target.name} cannot be written: {error}") from error
 
-    def _joined(self, film: Video, look: Look, silent: bool = False) -> tuple[float, float]:
+    def _joined(self, film: Video, look: Look, note: str = "") -> tuple[float, float, str]:
         new_path = self.folder / "new.mp4"
         count = encode(new_path, self.pieces(), size=self.clip.size, rate=self.rate, look=look)
         if not count:
             raise ClipError("there are no new frames to join: give at least one.")
         new, (begin, end), more = probe(new_path), joining.span(film, self.clip.rate), count / self.rate
         sound, sound_begin = None, Fraction(0)
-        if self.video is not None and self.video.sound is not None and not silent:
+        if self.video is not None and self.video.sound is not None and note != NO_SOUND:
             sound_begin = joining.begin_of(self.video.path, self.video.index)
             sound = self.video.path, self.video.sound
             if self.afterwards != "silence" or self.video.sound.codec not in IN_MP4:
@@ -163,7 +164,7 @@ class _Work:
         )  # fmt: skip
         if not joining.joins_cleanly(self.target, end - begin, new):
             raise ClipError("a decoder does not take both parts for one stream")
-        return float(end - begin), float(end - begin + more)
+        return float(end - begin), float(end - begin + more), note
 
     def _rewrapped(self) -> Video:
         """The same packets in an mp4 file: with both times, and with the codec's parameters outside the frames."""
