@@ -67,6 +67,11 @@ def test_what_is_another_thing(tmp_path):
     assert "architecture 'llama'" in refused(llama)
 
 
+def test_a_type_that_diffusers_cannot_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.quantizers.gguf.utils.SUPPORTED_GGUF_QUANT_TYPES", [])
+    assert "is packed as Q4_0, which diffusers cannot read: take a file of another type, Q4_K_M" in refused(HIGH)
+
+
 def test_a_file_that_breaks_off_leaves_nothing(tmp_path):
     tensor = quantized("a", torch.ones(2, 32).numpy(), "Q4_0")
     short = TensorFile(tensor.name, tensor.shape, "Q4_0", [tensor.pieces[0][:1]])

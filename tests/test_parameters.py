@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.clips import Clip, write
+from helpers.clips.video import ffmpeg
 from helpers.lesson import (
     EnvironmentProblem,
     ParameterError,
@@ -274,6 +275,8 @@ def test_environment_with_an_ffmpeg_that_is_too_old(monkeypatch, tmp_path):
     old.write_text("""#!/bin/sh\necho "Unrecognized option 'fps_mode'." >&2\nexit 1\n""")
     old.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(old))
+    monkeypatch.setattr(ffmpeg, "_packaged", list)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(EnvironmentProblem, match="too old: run `pip install --upgrade imageio-ffmpeg`"):
         environment()
 
@@ -288,10 +291,12 @@ def test_environment_lists_everything_that_is_missing(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", sys.executable + "-missing")
+    monkeypatch.setattr(ffmpeg, "_packaged", list)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(EnvironmentProblem) as error:
         environment()
-    ffmpeg, diffusers, transformers = str(error.value).splitlines()
-    assert "pip install imageio-ffmpeg" in ffmpeg
+    program, diffusers, transformers = str(error.value).splitlines()
+    assert "-missing, which is no program: run `pip install --upgrade imageio-ffmpeg`" in program
     assert diffusers.startswith(
         'diffusers is 0.35.2, and 0.42 or later is needed: run `pip install "diffusers>=0.42"`'
     )

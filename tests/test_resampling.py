@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.clips import WAYS, ClipError, resample
+from helpers.clips import WAYS, Clip, ClipError, at_rate, resample
 
 pytestmark = pytest.mark.clips
 
@@ -43,6 +43,27 @@ def test_motion_moves_where_blend_doubles():
         made = resample(path[1:], path[0], fps=7, to_fps=24, how=how)[: len(truth)]
         errors[how] = np.abs(made.astype(float) - truth[: len(made)]).mean()
     assert errors["motion"] < errors["blend"] < errors["nearest"]
+
+
+@pytest.mark.parametrize("to_fps", [24, 25, 30, 50, 60])
+@pytest.mark.parametrize("fps", [8, 16, 24])
+def test_a_mark_at_constant_speed_moves_in_even_steps(fps, to_fps):
+    path = ball(np.arange(17) / fps, speed=48)
+    made = resample(path[1:], path[0], fps=fps, to_fps=to_fps, how="blend")
+    weight = np.concatenate([path[:1], made])[..., 0].astype(float) - path[..., 0].min(axis=0)
+    columns = (weight * np.arange(path.shape[2])).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))
+    steps = np.diff(columns)
+    assert steps.max() < 1.5 * np.median(steps) and steps.min() > 0.5 * np.median(steps)
+
+
+@pytest.mark.parametrize("fps", [12, 24, 30, 48, 60])
+def test_the_past_at_the_models_rate_ends_in_the_same_frame(fps):
+    past = Clip(ball(np.arange(fps + 1) / fps), fps)
+    shown = at_rate(past, 24)
+    assert np.array_equal(shown.frames[-1], past.frames[-1]) and shown.fps == 24
+    assert len(shown) in (24, 25)
+    expected = 40 + 24 * (1 - np.arange(len(shown))[::-1] / 24)
+    assert np.abs(places(shown.frames) - expected).max() < 1
 
 
 def test_many_large_frames_pass_through():

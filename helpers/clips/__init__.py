@@ -20,7 +20,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "video.ffmpeg": ("ffmpeg_path",),
     "reading": ("continuation_truth", "read", "shown_size"),
     "fitting": ("FITS", "fit", "unfit"),
-    "resampling": ("WAYS", "resample"),
+    "resampling": ("WAYS", "at_rate", "resample"),
     "joining": ("Seam", "carry_detail", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
     "extending": ("ORIGINALS", "Extended", "extend"),
     "video.sound": ("AFTERWARDS",),

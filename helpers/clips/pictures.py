@@ -95,11 +95,14 @@ def side_by_side(clips: Mapping[str, Clip | np.ndarray], *, count: int = 6, heig
 def show(clip: Clip, *, count: int = 6, height: int = 160, captions: Sequence[str] | None = None) -> None:
     """Display a clip in a notebook: its `poster`, then a small player.
 
-    The picture comes first because GitHub shows no players in notebooks. Outside a notebook, nothing is displayed.
+    The picture comes first because GitHub shows no players in notebooks. What there is to know about the clip's file is
+    printed above it; outside a notebook, that is all.
     """
     from IPython import get_ipython
     from IPython.display import display
 
+    for note in clip.notes:
+        print(note)
     if get_ipython() is None:
         return
     import mediapy

@@ -9,11 +9,12 @@ Lessons 04 and 05 explain it: their models make 7 and 8 frames a second. Frames 
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 
-from helpers.clips.clip import ClipError
+from helpers.clips.clip import Clip, ClipError
 from helpers.clips.video.ffmpeg import ffmpeg_path
 
 WAYS = ("blend", "nearest", "motion")
@@ -59,6 +60,21 @@ def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float,
     return np.stack([  # frame by frame, because floats take four times the memory
         (path[b] * (1 - s) + path[b + 1] * s).round().astype(np.uint8) for b, s in zip(before, share, strict=True)
     ])  # fmt: skip
+
+
+def at_rate(clip: Clip, fps: float) -> Clip:
+    """The same clip at another frame rate, ending in the same frame: as a model of that rate must see its past.
+
+    From a faster clip the nearest frames are taken; in a slower one, frames between are made along the motion.
+    """
+    back = clip.frames[::-1]
+    if fps < clip.fps:
+        at = np.arange(round((len(clip) - 1) * fps / clip.fps) + 1) * clip.fps / fps
+        back = back[np.minimum(at.round().astype(int), len(clip) - 1)]
+    elif fps > clip.fps and len(clip) > 1:
+        back = np.concatenate([back[:1], resample(back[1:], back[0], fps=clip.fps, to_fps=fps, how="motion")])
+    start = max(0.0, clip.start + clip.seconds - len(back) / fps)
+    return replace(clip, frames=np.ascontiguousarray(back[::-1]), fps=fps, start=start)
 
 
 def _along_motion(path: np.ndarray, fps: float, to_fps: float) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.clips.clip import Clip, ClipError
+from helpers.clips.video.encoding import Look
 from helpers.clips.video.ffmpeg import ffmpeg_path, run
 from helpers.files import replacing
 
@@ -35,26 +36,21 @@ def write(path: str | Path, clip: Clip, *, audio_from: Clip | None = None, crf: 
         raise ClipError(f"{path} cannot be written: the name must end in .mp4.")
     if len(clip) == 0:
         raise ClipError(f"{path} cannot be written: the clip has no frames.")
-    frames = clip.frames
-    if clip.height % 2 or clip.width % 2:
-        frames = np.pad(frames, ((0, 0), (0, clip.height % 2), (0, clip.width % 2), (0, 0)), mode="edge")
+    frames, look = np.ascontiguousarray(clip.frames), Look()
     command = [ffmpeg_path(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{frames.shape[2]}x{frames.shape[1]}", "-r", f"{clip.fps}", "-i", "-"]
+    command += ["-s", f"{clip.width}x{clip.height}", "-r", str(clip.rate), "-i", "-"]
     if audio_from is not None and audio_from.has_audio:
         # The frames may be the end of a long file: start the sound where they start.
         command += ["-ss", f"{audio_from.start:.3f}", "-t", f"{audio_from.seconds:.3f}"]
-        command += ["-i", f"file:{audio_from.path}", "-map", "0:v", "-map", "1:a:0", "-c:a", "aac"]
-    # Players guess BT.709 or BT.601 for untagged video, by its size: convert to one and tag it.
-    command += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-colorspace", "bt709"]
-    command += ["-color_primaries", "bt709", "-color_trc", "bt709"]
-    command += ["-c:v", "libx264", "-preset", "faster", "-crf", f"{crf}"]
-    command += ["-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+        command += ["-i", f"file:{audio_from.path}"]
+        command += ["-map", "0:v", "-map", "1:a:0", "-c:a", "aac"]
+    command += ["-vf", ",".join(look.filters(clip.size)), *look.options(crf), "-movflags", "+faststart"]
 
     try:
         with replacing(path) as temporary:
-            status, reason = run([*command, f"file:{temporary}"], np.ascontiguousarray(frames).data.cast("B"))
+            status, reason = run([*command, f"file:{temporary}"], frames.data.cast("B"))
             if status:
-                hint = " Leave out audio_from to write it without sound." if "1:a:0" in command else ""
+                hint = " Leave out audio_from to write it without sound." if audio_from is not None else ""
                 raise ClipError(f"{path} cannot be written: {reason}{hint}")
     except OSError as error:
         raise ClipError(f"{path} cannot be written: {error}") from error

@@ -91,6 +91,7 @@ def check_gguf(path: str | Path, component: str, config: Mapping[str, Any]) -> G
         GGUFError: If the file is missing, truncated, of another architecture or size, or the other expert.
     """
     import gguf
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 
     path = Path(path)
     if not path.is_file():
@@ -131,6 +132,12 @@ def check_gguf(path: str | Path, component: str, config: Mapping[str, Any]) -> G
         raise GGUFError(
             f"{component}: {path.name} is the {other}-noise expert, but this is the place of the {wanted}-noise "
             "expert: swap the files."
+        )
+    readable = {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES} | {"F16", "F32"}
+    if unknown := {tensor.tensor_type.name for tensor in tensors.values()} - readable:
+        raise GGUFError(
+            f"{component}: {path.name} is packed as {', '.join(sorted(unknown))}, which diffusers cannot read: take a "
+            f"file of another type, Q4_K_M for example."
         )
     counts, elements, nbytes = Counter(), Counter(), Counter()
     for tensor in tensors.values():

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 from helpers.clips.clip import ClipError
 
 
 def ffmpeg_path() -> str:
-    """Returns the path of the ffmpeg program: the one of imageio-ffmpeg, or else the system's.
+    """Returns the path of the ffmpeg program: `IMAGEIO_FFMPEG_EXE`, the one of imageio-ffmpeg, or else the system's.
 
     Raises:
-        ClipError: If there is none, or if it is too old.
+        ClipError: If there is none that is new enough; the message names the ones that were tried.
     """
-    try:
-        import imageio_ffmpeg
+    wished, tried = os.environ.get("IMAGEIO_FFMPEG_EXE"), []
+    for program in (wished, *_packaged(), "ffmpeg"):
+        if program and (found := shutil.which(program)):
+            if not _is_too_old(found):
+                return found
+            tried.append(f"the program {found} is too old")
+        elif program and program == wished:
+            tried.append(f"IMAGEIO_FFMPEG_EXE names {wished}, which is no program")
+    reasons = "; ".join(tried) or "no ffmpeg program was found"
+    raise ClipError(f"{reasons}: run `pip install --upgrade imageio-ffmpeg`, which brings one.")
 
-        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError):
-        found = shutil.which("ffmpeg")
-    if not found:
-        raise ClipError("no ffmpeg program was found: run `pip install imageio-ffmpeg`, which brings one.")
-    if _is_too_old(found):
-        raise ClipError(f"the program {found} is too old: run `pip install --upgrade imageio-ffmpeg`.")
-    return found
+
+def _packaged() -> list[str]:
+    """The program that the package imageio-ffmpeg brings, or that conda does."""
+    try:
+        from imageio_ffmpeg import binaries
+    except ImportError:
+        return []
+    folders = [Path(folder) for folder in binaries.__path__]
+    return [str(path) for folder in folders for path in sorted(folder.glob("ffmpeg*"))] + [f"{sys.prefix}/bin/ffmpeg"]
 
 
 @functools.cache

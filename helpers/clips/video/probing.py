@@ -224,10 +224,11 @@ def _last_size(path: Path, file: av.container.InputContainer, index: int) -> tup
 
 def _mirrored(frame: av.VideoFrame) -> bool:
     """Whether the display matrix of a frame turns it over, and does not only turn it round."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
-            return a * d - b * c < 0
+    with contextlib.suppress(ValueError):  # of kinds of data that PyAV does not know
+        for data in frame.side_data:
+            if data.type.name == "DISPLAYMATRIX":
+                a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
+                return a * d - b * c < 0
     return False
 
 
