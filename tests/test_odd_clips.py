@@ -291,8 +291,8 @@ ODD = [
     Odd("tall pixels", lambda f: encode(f / "a.mp4", *H264, "-vf", "setsar=1/2"), size=(96, 128)),
     Odd("PAL", lambda f: encode(f / "a.mpg", "-c:v", "mpeg2video", "-q:v", 1, "-aspect", "16:9", rate=25,
                                 frames=film(24, 720, 576)), size=(1024, 576), fps=25),
-    # The frame before the joint is lost: ffmpeg takes it for damaged, as the count of the parts in a ts jumps.
-    Odd("other size midway", resized_midway, size=(192, 128), shows=[*range(11), *range(12, 24)]),
+    # It is shown in its last size; the scaled frames' numbers are no longer readable.
+    Odd("other size midway", resized_midway, size=(192, 128), shows=None),
     # Several streams
     Odd("a cover in mp4", lambda f: with_cover(f, "cover.mp4")),
     Odd("a cover in mkv", lambda f: with_cover(f, "cover.mkv")),
