@@ -32,7 +32,7 @@ MATRIX = {
         "defaults": {},
         "portrait": {
             "clip": "wood_chipper", "prompt": "the wood chipper throws chips to the left", "offload": "group_leaf",
-            "width": 160, "height": 288, "steps": 2,
+            "width": 160, "height": 288, "steps": 2, "keep_context": True,
         },
         "own clip": {
             "clip": "OWN", "offload": "sequential", "num_frames": 9, "steps": 2, "prompt": LONG_PROMPT,
@@ -214,14 +214,16 @@ def test_each_exercise_has_a_level_minutes_and_one_solution(lesson):
 def test_the_longer_clip_is_the_clip_and_then_something_new(executed, lesson, run):
     folder, given = executed(lesson, run), MATRIX[lesson][run]
     result = result_of(folder, lesson)
-    assert {"continued.mp4", "poster.png", "latents.safetensors", "run.json"} == {p.name for p in result.iterdir()}
+    written = {"continued.mp4", "poster.png", "latents.safetensors", "run.json"}
+    context = 9 if given.get("keep_context") else 1
+    assert {p.name for p in result.iterdir()} == written | ({"latents_context.safetensors"} if context > 1 else set())
     defaults = model("ltx_video").defaults["miniature"]
     width, height = given.get("width", defaults.width), given.get("height", defaults.height)
     source = clips.read(folder / "mine.mkv" if given.get("clip") == "OWN" else given.get("clip", "excavator"))
     past = source.fit(width, height)
     longer = clips.read(result / "continued.mp4")
 
-    new = given.get("num_frames", defaults.num_frames) - 1
+    new = given.get("num_frames", defaults.num_frames) - context
     if source.fps == 24:
         assert len(longer) == len(past) + new and longer.fps == 24
     else:  # the continuation takes the clip's own rate, and keeps its seconds
