@@ -293,7 +293,7 @@ def test_the_lesson_of_the_hour_counts_what_travels(executed, lesson):
     assert "512 layers, 1,024 tensors, 10.4 GiB" in printed(folder, lesson, "count")
     counts = [line.rsplit(": ", 1)[1] for line in printed(folder, lesson, "seen").splitlines()]
     assert len(counts) == 2 and counts[0] == counts[1], "both modes visit the same layers"
-    assert "refused: The size of tensor" in printed(folder, lesson, "call")
+    assert "twenty words refused: The size of tensor" in printed(folder, lesson, "modes")
     assert "slices of one clip change nothing: True" in printed(folder, lesson, "decode-check")
     tiled = printed(folder, lesson, "decode-forecast").splitlines()
     assert "15.15 GiB" in tiled[0] and "4.18 GiB" in tiled[1]
@@ -311,7 +311,7 @@ def test_the_lesson_of_the_hour_counts_what_travels(executed, lesson):
         ("05_cogvideox_5b_i2v", {"width": 720, "height": 480}, "only 240x160 pixels"),
         ("05_cogvideox_5b_i2v", {"weights": "pretrained", "width": 768}, "only 720x480 pixels"),
         ("05_cogvideox_5b_i2v", {"num_frames": 13}, "exactly 17 frames"),
-        ("05_cogvideox_5b_i2v", {"resample": "cubic"}, "nearest, blend, motion"),
+        ("05_cogvideox_5b_i2v", {"resample": "cubic"}, "blend, nearest, motion"),
         ("05_cogvideox_5b_i2v", {"encode": "bf16"}, "fp32, layer_by_layer"),
     ],
 )

@@ -17,7 +17,7 @@ def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = Fa
     Only the last seconds are decoded and kept, because only they matter for what comes next. Frames are as a player
     shows them: upright, with square pixels, deinterlaced, and on black where they are transparent; they are not
     resized otherwise. A variable frame rate becomes steady: the usual rate of these seconds, with each frame on screen
-    as long as before. At most 1 GiB of frames is kept (about 172 frames at 1920x1080, 43 at 3840x2160); a clip that
+    as long as before. At most 0.75 GiB of frames is kept (129 frames at 1920x1080, 32 at 3840x2160); a clip that
     exceeds this is shortened. Colours are BT.709, as the file's tags say, and as players guess where it has none; HDR
     is tone-mapped.
 

@@ -11,18 +11,19 @@ import numpy as np
 from PIL import Image
 
 from helpers.clips.clip import Clip
-from helpers.clips.extending import PIECE, extend
+from helpers.clips.extending import extend
 from helpers.clips.fitting import unfit
 from helpers.clips.joining import carry_detail, carry_grain, match_colour, psnr, seam, sharpness_kept
 from helpers.clips.pictures import poster, save_image, show, side_by_side
-from helpers.clips.reading import continuation_truth, read
-from helpers.clips.resampling import resample
+from helpers.clips.reading import continuation_truth
+from helpers.clips.resampling import at_rate, resample
 from helpers.lesson.cache import SavedLatents
 from helpers.lesson.parameters import Settings
 from helpers.measure.comparison import ModeRun
 from helpers.measure.meter import VRAMMeter
 from helpers.measure.records import record, save
 
+PIECE_BYTES = 64 * 2**20  # of large frames that are made at a time
 SLOW = 10  # frames a second, of GIFs, time lapses and surveillance
 
 
@@ -43,25 +44,29 @@ def extend_clip(
         For the record: how the clip's own frames were kept, and the figures of the join.
     """
     new, rate = frames[context:], new_rate(source, settings.model.fps)
-    at_rate = resample(new, past.frames[-1], fps=settings.model.fps, to_fps=float(rate), how=settings.resample)
+    new_at_rate = resample(new, past.frames[-1], fps=settings.model.fps, to_fps=float(rate), how=settings.resample)
 
     last = source.frames[-1]
     reference = unfit(frames[context - 1 : context], last, settings.fit)[0]
 
+    count = max(1, PIECE_BYTES // last.nbytes)
+
     def pieces() -> Iterator[np.ndarray]:  # RAM holds a few large frames at a time
-        for begin in range(0, len(at_rate), PIECE):
-            large = unfit(at_rate[begin : begin + PIECE], last, settings.fit)
+        for begin in range(0, len(new_at_rate), count):
+            large = unfit(new_at_rate[begin : begin + count], last, settings.fit)
             yield carry_detail(large, reference, last)
 
     made = extend(
         source, pieces, rate=rate, path=settings.folder / "continued.mp4", original=settings.original,
         afterwards=settings.sound,
     )  # fmt: skip
-    end = read(made.path, max_seconds=2 * len(at_rate) / float(rate))
+    before = at_rate(past, float(rate)).frames[-len(new_at_rate) :]
+    end = Clip(np.concatenate([before, new_at_rate]), float(rate), name=f"the end of {made.path.name}")
     picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
-    print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
+    print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}\nthe last {end.seconds:.1f} s, small:")
     show(end)
-    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, next(pieces())[0])
+    first = carry_detail(unfit(new_at_rate[:1], last, settings.fit), reference, last)[0]
+    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, first)
     print(f"{joined}\nsharpness of the first new frame: {sharp:.0%} of the clip's last one")
     return {
         "original": made.how, "join_seconds": made.join, "seconds": made.seconds, "sharpness_kept": sharp,

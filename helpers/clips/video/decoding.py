@@ -15,10 +15,10 @@ import numpy as np
 from helpers.clips.clip import ClipError
 from helpers.clips.video.colour import SCALING
 from helpers.clips.video.ffmpeg import ffmpeg_path
-from helpers.clips.video.probing import Video, opened, probe
+from helpers.clips.video.probing import USUAL_RATES, Video, opened, probe
 
 DEFAULT_FPS = 24.0  # of pictures, which have no frame rate
-MOST_BYTES = 2**30  # of RAM for the frames of one clip
+MOST_BYTES = 768 * 2**20  # of RAM for the frames of one clip
 
 
 def frames_of(path: Path, max_seconds: float, from_start: bool) -> dict[str, Any]:
@@ -169,7 +169,11 @@ def _steady(times: np.ndarray, stated: list[float]) -> tuple[float, np.ndarray]:
     # formats round times to 1/1000 or even 1/100 of a second.
     usual = gaps[np.abs(gaps - np.median(gaps)) <= np.median(gaps) / 2]
     agree = [rate for rate in stated if abs(usual.sum() * rate - len(usual)) < 0.5]
-    fps = min(agree, key=lambda rate: abs(usual.sum() * rate - len(usual)), default=round(len(usual) / usual.sum(), 3))
+    known = {float(rate) for rate in USUAL_RATES}
+    fps = min(
+        agree, key=lambda rate: (rate not in known, abs(usual.sum() * rate - len(usual))),
+        default=round(len(usual) / usual.sum(), 3),
+    )  # fmt: skip
     passed = times - times[0]
     if np.abs(passed * fps - np.arange(len(times))).max() < 0.5:
         return fps, np.arange(len(times))
