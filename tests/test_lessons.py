@@ -293,7 +293,7 @@ def test_the_lesson_of_the_hour_counts_what_travels(executed, lesson):
     assert "512 layers, 1,024 tensors, 10.4 GiB" in printed(folder, lesson, "count")
     counts = [line.rsplit(": ", 1)[1] for line in printed(folder, lesson, "seen").splitlines()]
     assert len(counts) == 2 and counts[0] == counts[1], "both modes visit the same layers"
-    assert "twenty words refused: The size of tensor" in printed(folder, lesson, "modes")
+    assert "twenty words refused: The size of tensor" in printed(folder, lesson, "words-refused")
     assert "slices of one clip change nothing: True" in printed(folder, lesson, "decode-check")
     tiled = printed(folder, lesson, "decode-forecast").splitlines()
     assert "15.15 GiB" in tiled[0] and "4.18 GiB" in tiled[1]

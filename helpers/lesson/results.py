@@ -63,7 +63,8 @@ def extend_clip(
     before = at_rate(past, float(rate)).frames[-len(new_at_rate) :]
     end = Clip(np.concatenate([before, new_at_rate]), float(rate), name=f"the end of {made.path.name}")
     picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
-    print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}\nthe last {end.seconds:.1f} s, small:")
+    print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
+    print(f"the last {end.seconds:.1f} s, small:")
     show(end)
     first = carry_detail(unfit(new_at_rate[:1], last, settings.fit), reference, last)[0]
     joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, first)
