@@ -193,7 +193,8 @@ def _problem(executed: Path, stopped_by: str) -> str:
                 trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback)).rstrip().splitlines()
                 trace = [line for line in trace if line.strip(" -")]
                 if output.ename in CLEAR_ERRORS:
-                    return f"cell `{cell.id}`: {output.evalue.replace('.' + LIST, '; ').replace(':' + LIST, ': ')}"
+                    said = output.evalue.replace(":" + LIST, ": ").replace("." + LIST, "; ").replace(LIST, "; ")
+                    return f"cell `{cell.id}`: {said}"
                 error = f"{output.ename}: {output.evalue}".rstrip(": ")
                 if not trace or _first_lines(error, 1) not in trace[-TRACEBACK_LINES:]:
                     trace.append(error)
