@@ -77,11 +77,11 @@ class Overflow:
     """Makes each pipeline that is loaded run out of memory, `times` times, deep in its transformer."""
 
     def __init__(self, reader, times):
-        self.times, self.held, self.load = times, [], reader["load"]
-        reader.names["load"] = self.loading
+        self.times, self.held, self.prepare = times, [], reader["prepare"]
+        reader.names["prepare"] = self.preparing
 
-    def loading(self):
-        pipe = self.load()
+    def preparing(self, mode):
+        pipe = self.prepare(mode)
         blocks = getattr(pipe.transformer, "transformer_blocks", None) or pipe.transformer.blocks
         blocks[-1].register_forward_pre_hook(self.before_the_last_block, with_kwargs=True)
         self.held.append(weakref.ref(pipe.transformer))
@@ -116,7 +116,7 @@ def test_a_mode_that_overflows_is_a_result_and_can_be_measured_again(reader, cap
     assert reader["runs"][-1].failed == "OutOfMemoryError" and overflow.alive == 0
     reader.measure("group_block")
     assert reader["runs"][-1].latents_equal and len(reader["runs"]) == before + 2
-    reader.names["load"] = overflow.load
+    reader.names["prepare"] = overflow.prepare
 
 
 def test_generating_goes_on_in_a_lighter_mode(reader, capsys):
@@ -127,7 +127,7 @@ def test_generating_goes_on_in_a_lighter_mode(reader, capsys):
     assert "Out of memory in 'generate, none'" in said and f"Next mode to try: '{lighter[0]}'" in said
     assert reader["saved"].notes["offload"] == lighter[0] and reader["latents"].isfinite().all()
     assert overflow.alive == 0
-    reader.names["load"] = overflow.load
+    reader.names["prepare"] = overflow.prepare
     reader.run("generate")
     assert repr(reader["saved"]).startswith("latents.safetensors: loaded, not recomputed; ")
     assert reader["saved"].notes["offload"] == lighter[0] and reader["saved"].notes["meter"]["phases"]
@@ -146,7 +146,7 @@ def test_if_no_mode_is_left_memory_is_given_back_and_the_cell_can_be_run_again(r
     overflow.times = 0
     reader.run("generate")
     assert reader["saved"].notes["offload"] == "none"
-    reader.names["load"] = overflow.load
+    reader.names["prepare"] = overflow.prepare
 
 
 def test_decoding_that_overflows_is_done_again_in_a_fresh_kernel(reader, capsys, monkeypatch):
