@@ -83,13 +83,14 @@ class Colour:
             matrix = {9: "2020_ncl", 10: "2020_cl"}.get(self.matrix, "709" if self.read_as == "bt709" else "470bg")
             primaries = {11: "smpte431", 12: "smpte432"}.get(self.primaries, "2020")
             transfer = {PQ: "smpte2084", HLG: "arib-std-b67", 14: "2020_10", 15: "2020_12"}.get(self.transfer, "709")
-            given = f"min={matrix}:pin={primaries}:tin={transfer}:rin={span}"
+            given = f"matrixin={matrix}:primariesin={primaries}:transferin={transfer}:rangein={span}"
             if not self.hdr:
-                return [f"zscale={given}:m=gbr:p=709:t=709:r=full", "format=gbrp"]
+                return [f"zscale={given}:matrix=gbr:primaries=709:transfer=709:range=full", "format=gbrp"]
             return [
-                f"zscale={given}:m=gbr:p={primaries}:t=linear:npl=203:r=full", "format=gbrpf32le",
-                f"zscale=pin={primaries}:p=709", "tonemap=mobius:desat=0",
-                "zscale=tin=linear:t=709:pin=709:p=709:min=gbr:m=gbr:r=full", "format=gbrp",
+                f"zscale={given}:matrix=gbr:primaries={primaries}:transfer=linear:npl=203:range=full",
+                "format=gbrpf32le", f"zscale=primariesin={primaries}:primaries=709", "tonemap=mobius:desat=0",
+                "zscale=matrixin=gbr:primariesin=709:transferin=linear:matrix=gbr:primaries=709:transfer=709:range=full",
+                "format=gbrp",
             ]  # fmt: skip
         return [f"scale=in_color_matrix={self.read_as}:in_range={span}:flags={SCALING}"]
 
