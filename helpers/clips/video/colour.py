@@ -73,8 +73,8 @@ class Colour:
     def to_bt709(self) -> list[str]:
         """The ffmpeg filters that turn frames with these tags into BT.709, as RGB of 8 bits.
 
-        HDR is tone-mapped: white paper, 203 candelas per square metre after ITU-R BT.2408, becomes white, and what is
-        brighter is compressed.
+        HDR is tone-mapped: light below three quarters of white paper (203 candelas per square metre after ITU-R
+        BT.2408) stays as it is, and what is brighter is compressed.
         """
         if self.rgb:
             return []
@@ -88,7 +88,8 @@ class Colour:
                 return [f"zscale={given}:matrix=gbr:primaries=709:transfer=709:range=full", "format=gbrp"]
             return [
                 f"zscale={given}:matrix=gbr:primaries={primaries}:transfer=linear:npl=203:range=full",
-                "format=gbrpf32le", f"zscale=primariesin={primaries}:primaries=709", "tonemap=mobius:desat=0",
+                "format=gbrpf32le", f"zscale=primariesin={primaries}:primaries=709",
+                "tonemap=mobius:param=0.75:desat=0",
                 "zscale=matrixin=gbr:primariesin=709:transferin=linear:matrix=gbr:primaries=709:transfer=709:range=full",
                 "format=gbrp",
             ]  # fmt: skip
