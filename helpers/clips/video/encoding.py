@@ -65,7 +65,7 @@ class Look:
         profile = ["-profile:v", PROFILES[self.profile]] if self.profile in PROFILES else []
         if self.codec == "h264":
             codec += ["-preset", "fast", *profile, "-bf", "2" if self.reorders else "0"]
-            return [*codec, "-x264-params", "repeat-headers=1:b-pyramid=none"]
+            return [*codec, "-x264-params", "repeat-headers=1:b-pyramid=none:rc-lookahead=12"]
         if self.codec == "hevc":
             order = "" if self.reorders else ":bframes=0"
             return [*codec, "-preset", "fast", *profile, "-x265-params", f"repeat-headers=1:log-level=error{order}"]
