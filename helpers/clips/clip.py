@@ -16,6 +16,11 @@ class ClipError(ValueError):
     """A clip that cannot be read, joined or written; the message says what to do."""
 
 
+def exact_rate(fps: float) -> Fraction:
+    """24000/1001 for 23.976…: the rate that a rounded number means."""
+    return Fraction(fps).limit_denominator(1001)
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Clip:
     """Frames and how fast they play.
@@ -59,7 +64,7 @@ class Clip:
     @property
     def rate(self) -> Fraction:
         """Frames per second as a fraction: 24000/1001 for the NTSC rate that `fps` rounds to 23.976."""
-        return Fraction(self.fps).limit_denominator(1001)
+        return exact_rate(self.fps)
 
     @property
     def width(self) -> int:

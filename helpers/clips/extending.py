@@ -27,7 +27,6 @@ from helpers.files import replacing
 ORIGINALS = ("copy", "encode")
 PIXELS = ("yuv420p", "yuvj420p", "yuv420p10le")
 PIECE = 8  # frames
-NO_SOUND = " Its sound is left out, because its times jump."
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def extend(
 
     "copy" takes the file's own packets as they are, encodes the new frames to match them (codec, profile, size,
     colour tags), and joins the two: the clip's own frames lose nothing. "encode" encodes the clip once more, visually
-    lossless, in H.264 and BT.709, upright and with square pixels. By default it is "copy" where that is possible. RAM
-    holds one piece at a time, however long the file is.
+    lossless, in H.264, upright and with square pixels, in BT.709 if it is HDR, of a wide gamut or RGB, else in its own
+    colours. By default it is "copy" where that is possible. RAM holds one piece at a time, however long the file is.
 
     Args:
         clip: A clip that was read from a file. All of the file is kept, not only the frames that were read.
@@ -98,13 +97,15 @@ def extend(
             if obstacle is None:
                 made, obstacle = work.copied()
             how = "encode" if made is None else "copy"
-            join, seconds, note = made or work.encoded()
+            join, seconds, silenced = made or work.encoded()
     except OSError as error:
         raise ClipError(f"{path} cannot be written: {error}") from error
     why = f"The clip's own frames are encoded once more, visually lossless: {obstacle}."
     if how == "copy":
         why = f"The clip's own frames are copied, bit for bit ({video.codec})."
-    return Extended(path, how, why + note, join, seconds)
+    if silenced:
+        why += " Its sound is left out, because its times jump."
+    return Extended(path, how, why, join, seconds)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class _Work:
     target: Path
     afterwards: str
 
-    def copied(self) -> tuple[tuple[float, float, str] | None, str | None]:
+    def copied(self) -> tuple[tuple[float, float, bool] | None, str | None]:
         """When the new frames begin and end, or `None` and the reason why the packets could not be joined."""
         try:
             film = self.video if self.video.in_mp4 else self._rewrapped()
@@ -127,8 +128,8 @@ class _Work:
         except (av.FFmpegError, ValueError, ClipError) as error:
             return None, f"its packets could not be joined ({error})"
 
-    def encoded(self) -> tuple[float, float, str]:
-        """When the new frames begin and end, and what to say besides, after the clip's own frames were encoded."""
+    def encoded(self) -> tuple[float, float, bool]:
+        """When the new frames begin and end after the clip's own were encoded, and whether its sound is left out."""
         path, clip = self.folder / "film.mp4", self.clip
         look = Look() if self.video is None else look_again(self.video)
         if self.video is None:
@@ -140,18 +141,18 @@ class _Work:
             return self._joined(probe(path), look)
         except (av.FFmpegError, ValueError):
             try:  # where recordings meet, the times of the sound may jump
-                return self._joined(probe(path), look, NO_SOUND)
+                return self._joined(probe(path), look, silent=True)
             except (av.FFmpegError, ValueError) as error:
                 raise ClipError(f"{self.target.name} cannot be written: {error}") from error
 
-    def _joined(self, film: Video, look: Look, note: str = "") -> tuple[float, float, str]:
+    def _joined(self, film: Video, look: Look, silent: bool = False) -> tuple[float, float, bool]:
         new_path = self.folder / "new.mp4"
         count = encode(new_path, self.pieces(), size=self.clip.size, rate=self.rate, look=look)
         if not count:
             raise ClipError("there are no new frames to join: give at least one.")
         new, (begin, end), more = probe(new_path), joining.span(film, self.clip.rate), count / self.rate
         sound, sound_begin = None, Fraction(0)
-        if self.video is not None and self.video.sound is not None and note != NO_SOUND:
+        if self.video is not None and self.video.sound is not None and not silent:
             sound_begin = joining.begin_of(self.video.path, self.video.index)
             sound = self.video.path, self.video.sound
             if self.afterwards != "silence" or self.video.sound.codec not in IN_MP4:
@@ -164,7 +165,7 @@ class _Work:
         )  # fmt: skip
         if not joining.joins_cleanly(self.target, end - begin, new):
             raise ClipError("a decoder does not take both parts for one stream")
-        return float(end - begin), float(end - begin + more), note
+        return float(end - begin), float(end - begin + more), silent
 
     def _rewrapped(self) -> Video:
         """The same packets in an mp4 file: with both times, and with the codec's parameters outside the frames."""

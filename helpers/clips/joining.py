@@ -1,6 +1,6 @@
 """Join a clip and its continuation, and judge the join in numbers.
 
-    frames = match_colour(carry_grain(frames, clip.frames[-1]), clip.frames[-1])
+    frames = carry_grain(match_colour(frames, clip.frames[-1]), clip.frames[-1])
     longer = stitch(clip, frames, fps=24, context=1)
     seam(clip, frames[1:], fps=24)
 """

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 
-from helpers.clips.clip import Clip, ClipError
+from helpers.clips.clip import Clip, ClipError, exact_rate
 from helpers.clips.video.ffmpeg import ffmpeg_path
 
 WAYS = ("blend", "nearest", "motion")
@@ -83,14 +82,9 @@ def _along_motion(path: np.ndarray, fps: float, to_fps: float) -> np.ndarray:
     path = np.concatenate([path, np.repeat(path[-1:], 3, axis=0)])
     height, width = path.shape[1:3]
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command = [ffmpeg_path(), "-v", "error", *raw, "-s", f"{width}x{height}", "-r", _exact(fps), "-i", "-"]
-    command += ["-vf", f"minterpolate=fps={_exact(to_fps)}:{MOTION}", *raw, "-"]
+    command = [ffmpeg_path(), "-v", "error", *raw, "-s", f"{width}x{height}", "-r", str(exact_rate(fps)), "-i", "-"]
+    command += ["-vf", f"minterpolate=fps={exact_rate(to_fps)}:{MOTION}", *raw, "-"]
     done = subprocess.run(command, input=path.tobytes(), capture_output=True, check=False)
     if done.returncode:
         raise ClipError(f"ffmpeg cannot interpolate these frames: {done.stderr.decode(errors='replace').strip()}")
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
-
-
-def _exact(fps: float) -> str:
-    """24000/1001 for 23.976…, as ffmpeg reads it."""
-    return str(Fraction(fps).limit_denominator(1001))

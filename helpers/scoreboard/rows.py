@@ -109,7 +109,8 @@ def published_forecasts(data: Path = DATA) -> dict[tuple, dict]:
 
 def measured(data: Path = DATA) -> list[Row]:
     """Measurements at full size: from lessons' records where there are any, else from records of single stages."""
-    forecasts, found = published_forecasts(data), _stages(data)
+    forecasts = published_forecasts(data)
+    found = _stages(data, forecasts)
     for path in sorted((data / "measurements").glob("lessons_*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         for row in lesson_rows(record, "measured", forecasts):
@@ -117,9 +118,9 @@ def measured(data: Path = DATA) -> list[Row]:
     return list(found.values())
 
 
-def _stages(data: Path) -> dict[tuple, Row]:
+def _stages(data: Path, forecasts: Mapping) -> dict[tuple, Row]:
     """The records of single stages, which were measured without a cap, by `_key`."""
-    forecasts, found = published_forecasts(data), {}
+    found = {}
     for path in sorted((data / "measurements").glob("stages_*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         found |= {_key(row): row for row in _stage_rows(record, forecasts)}
@@ -181,7 +182,8 @@ def yours(out_dir: str | Path) -> list[Row]:
 
     Anything that cannot be read as a lesson's record is named in a warning and left out.
     """
-    forecasts, stages, newest = published_forecasts(), _stages(DATA), {}
+    forecasts, newest = published_forecasts(), {}
+    stages = _stages(DATA, forecasts)
     for record in sorted(load(out_dir), key=lambda one: str(one["date"])):
         try:
             rows = [_uncapped(row, stages) for row in lesson_rows(record, "yours", forecasts)]

@@ -97,8 +97,6 @@ class Colour:
 
     def from_rgb(self, pixel_format: str) -> list[str]:
         """The ffmpeg filters that turn RGB into frames with these tags."""
-        if self.rgb:
-            return [f"format={pixel_format}"]
         matrix = f"scale=out_color_matrix={self.read_as}:out_range={self._span}:flags={SCALING}"
         return [matrix, f"format={pixel_format}", self.tags()]
 

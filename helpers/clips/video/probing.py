@@ -53,7 +53,6 @@ class Video:
         begin: When the file begins.
         seconds: How long it says it is; 0 if it does not say.
         reorders: Whether frames are stored in another order than they are shown (B-frames).
-        parameters: The codec's configuration, outside the frames.
         interlaced, transparent, mirrored: Whether it is.
         timed: Whether its packets say when they are shown; those of a raw stream, or of some AVI files, do not.
         in_mp4: Whether the file is an mp4 or a mov, in which packets are as `joining` needs them.
@@ -79,7 +78,6 @@ class Video:
     begin: float
     seconds: float
     reorders: bool
-    parameters: bytes
     interlaced: bool
     transparent: bool
     mirrored: bool
@@ -153,7 +151,6 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
         begin=float(Fraction(file.start_time or 0, av.time_base)),
         seconds=float(Fraction(file.duration or 0, av.time_base)),
         reorders=bool(codec.has_b_frames),
-        parameters=codec.extradata or b"",
         interlaced=frame.interlaced_frame if frame else False,
         transparent=_transparent(stream, frame),
         mirrored=frame is not None and _mirrored(frame),
