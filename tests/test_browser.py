@@ -5,6 +5,7 @@ The browser is the Chromium that the environment variable CHROMIUM names, else `
 Screenshots are kept in outputs/browser, or in the folder that BROWSER_SCREENSHOTS names.
 """
 
+import base64
 import functools
 import json
 import os
@@ -22,11 +23,14 @@ from urllib.error import URLError
 from urllib.parse import unquote
 
 import nbformat
+import numpy as np
 import pytest
 
+from helpers import clips
 from helpers.measure.meter import SECONDS_BETWEEN_UPDATES
 from helpers.run_lesson import site as pages
 from tests.notebook_style import ROOT
+from tests.test_colours import PATCHES, stored
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -280,3 +284,42 @@ def test_the_site_opens_from_disk_and_asks_no_other_host(chromium, site, screens
     assert page.locator("section img").count() == len(LESSONS)
     assert {url.split(":")[0] for url in asked} <= {"file", "data"} and errors == []
     context.close()
+
+
+# What the browser shows at some moments of a film: the colours in the middles of six patches, side by side.
+COLOURS = """async ([address, moments]) => {
+    const video = Object.assign(document.createElement('video'), {muted: true, src: address}), seen = [];
+    for (const moment of moments) {
+        await new Promise((done, failed) => {
+            video.onseeked = done; video.onerror = failed; video.currentTime = moment;
+        });
+        const [width, height] = [video.videoWidth, video.videoHeight];
+        const pen = Object.assign(document.createElement('canvas'), {width, height}).getContext('2d');
+        pen.drawImage(video, 0, 0);
+        seen.push([0, 1, 2, 3, 4, 5].map(patch => {
+            return [...pen.getImageData((patch + 0.5) * width / 6, height / 2, 1, 1).data].slice(0, 3);
+        }));
+    }
+    return seen;
+}"""
+
+
+def shown(page, path, moments):
+    address = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    return np.array(page.evaluate(COLOURS, [address, moments]))
+
+
+@pytest.mark.parametrize("size", [(384, 288), (1296, 720)])
+@pytest.mark.parametrize("original", ["copy", "encode"])
+def test_a_longer_clip_keeps_its_colours_in_the_browser(chromium, tmp_path, size, original):
+    """A source without tags, which players take for BT.601 if it is small and for BT.709 if it is large."""
+    matrix = "bt601" if size[1] < 720 else "bt709"
+    source = stored(tmp_path / "source.mp4", size, f"scale=out_color_matrix={matrix},format=yuv420p")
+    clip, page = clips.read(source), chromium.new_page()
+    new, path = clip.frames[-1:].repeat(6, axis=0), tmp_path / "continued.mp4"
+    made = clips.extend(clip, lambda: [new], rate=clip.rate, path=path, original=original)
+    (given,), longer = shown(page, source, [0.4]), shown(page, made.path, [0.4, 1.5])  # its own half, the new one
+    page.close()
+    assert np.abs(longer - given).max() <= 3
+    # Without a GPU it is up to 7 off in BT.709's blue, which its arithmetic cannot hold; a wrong matrix is 20 off.
+    assert np.abs(longer - PATCHES).max() <= 8

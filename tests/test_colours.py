@@ -1,10 +1,12 @@
 """Colours are read as a file's tags say, and as players guess where it has none; what is written says what it is."""
 
+import struct
 import subprocess
 
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
 
 from helpers.clips import Clip, ffmpeg_path, read, write
 from helpers.clips.video.probing import probe
@@ -71,6 +73,35 @@ def test_hdr_of_ordinary_brightness_looks_as_it_did_before(tmp_path, transfer, t
     assert "is HDR: its colours are tone-mapped" in repr(clip)
     difference = clip.frames[-1].astype(int) - before.frames[len(clip) - 1]
     assert np.abs(difference.mean(axis=(0, 1))).max() < 1.5 and np.abs(difference).mean() < 3
+
+
+# Display P3 (D65, adapted to D50 as ICC profiles are): its primaries in XYZ, and in linear sRGB.
+P3_PRIMARIES = {"r": (0.51512, 0.2412, -0.00105), "g": (0.29198, 0.69225, 0.04189), "b": (0.1571, 0.06657, 0.78407)}
+P3_TO_SRGB = np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]])
+
+
+def display_p3():
+    """The bytes of a colour profile: sRGB's, with other primaries and another name."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for entry in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
+        name, (at, _) = profile[entry : entry + 4].decode(), struct.unpack(">II", profile[entry + 4 : entry + 12])
+        if name in ("rXYZ", "gXYZ", "bXYZ"):
+            profile[at + 8 : at + 20] = struct.pack(">3i", *(round(x * 65536) for x in P3_PRIMARIES[name[0]]))
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_photo_with_a_colour_profile_comes_in_srgb(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    options = {"quality": 100, "subsampling": 0} if suffix == ".jpg" else {}
+    Image.fromarray(patches(96, 64)).save(path, icc_profile=display_p3(), **options)
+    clip = read(path)
+    linear = np.where(PATCHES <= 0.04045 * 255, PATCHES / 255 / 12.92, ((PATCHES / 255 + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ P3_TO_SRGB.T).clip(0, 1)
+    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    assert np.abs(expected - PATCHES).max() > 20
+    assert np.abs(seen(clip.frames[0]) - expected).max() < 3
+    assert "converted to sRGB" in clip.notes[0]
 
 
 def test_an_opaque_gif_keeps_its_values(tmp_path):

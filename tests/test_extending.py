@@ -10,8 +10,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.clips import ClipError, extend, ffmpeg_path, psnr, read
+from helpers.clips.fitting import softened
+from helpers.clips.joining import sharpness_kept
 from helpers.clips.video.probing import probe
 from helpers.clips.video.sound import AFTERWARDS
 from tests.notebook_style import ROOT
@@ -259,10 +262,30 @@ def test_a_film_that_changes_its_size_goes_on_in_its_last_size(film, tmp_path):
     assert read(made.path).size == (480, 270)
 
 
+@pytest.mark.parametrize("name", ["plain.mp4", "turned.mov", "stream.ts", "hlg.mov", "a folder"])
+def test_the_end_grows_softer_where_asked(film, tmp_path, name):
+    if name == "a folder":
+        source = tmp_path / "frames"
+        source.mkdir()
+        for number, frame in enumerate(read(film(named("plain.mp4"))).frames):
+            Image.fromarray(frame).save(source / f"{number}.png")
+    else:
+        source = film(named(name))
+    clip = read(source)
+    soft = clip.width // 4, clip.height // 4
+    _, made = longer(clip, tmp_path / "continued.mp4", soften=0.5, soft=soft)
+    assert made.how == "encode"
+    again = read(made.path)[: len(clip)]
+    sharp = -(-len(clip) * 3 // 4)  # frames of two seconds
+    assert psnr(again.frames[:sharp], clip.frames[:sharp]) > 40
+    assert psnr(again.frames[-1:], softened(clip.frames[-1:], soft)) > 35
+    assert sharpness_kept(clip.frames[-1], again.frames[-1]) < 0.45
+    middle = (sharp + len(clip)) // 2
+    assert 0.4 < sharpness_kept(clip.frames[middle], again.frames[middle]) < 0.85
+
+
 def test_a_single_picture_and_a_folder_become_films(tmp_path):
     clip = read("excavator", max_seconds=1).fit(160, 90)
-    from PIL import Image
-
     (tmp_path / "frames").mkdir()
     for number, frame in enumerate(clip.frames):
         Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tracemalloc
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -451,6 +452,7 @@ def forbidden(folder):
 NOT_A_VIDEO = "is not a video that ffmpeg can read: give an mp4, mov, mkv, webm or gif file"
 NO_PICTURES = "is a folder without pictures: give the path of a video file, or of a folder of frames"
 NO_FRAME = "can be decoded, it is damaged: copy or download it again"
+NO_PHOTO = "copy or save it again, or leave it out"
 
 WRONG = {
     "zero bytes": (lambda f: written(f, "a.mp4", b""), "a.mp4 is empty: copy or download it again"),
@@ -464,7 +466,7 @@ WRONG = {
         lambda f: cut(named(f, "a.mp4"), 0.5), "a.mp4 is damaged or was cut off before its end"),
     "an mp4 without its frames": (
         lambda f: cut(encode(f / "a.mp4", *H264, "-movflags", "+faststart"), 0.05), "cut off before its end"),
-    "a picture cut off": (lambda f: cut(encode(f / "a.png", frames=film(1)), 0.1), NO_FRAME),
+    "a picture cut off": (lambda f: cut(encode(f / "a.png", frames=film(1)), 0.5), NO_PHOTO),
     "sound only": (
         lambda f: encode(f / "a.m4a", "-map", "1", before=SINE), "a.m4a holds sound but no picture: give a video"),
     "sound with a cover": (sound_with_cover, "song.m4a holds sound but no picture: give a video"),
@@ -494,6 +496,14 @@ def test_what_is_no_clip_is_named(wrong, tmp_path, monkeypatch):
 def test_no_name_is_no_clip(name):
     with pytest.raises(ClipError, match="does not exist: give the path of a video"):
         read(name)
+
+
+def test_a_photo_in_tiles_is_put_together():
+    """As phones store photos: `tests/photos/tiles.heic` is the excavator's last frame at 512x256, in 4 x 2 tiles."""
+    photo = read(Path(__file__).parent / "photos" / "tiles.heic")
+    whole = Image.fromarray(read("excavator").frames[-1]).resize((512, 256), Image.Resampling.LANCZOS)
+    assert photo.size == (512, 256) and len(photo) == 1
+    assert np.abs(photo.frames[0].astype(int) - whole).mean() < 3
 
 
 # RAM, fields, sound

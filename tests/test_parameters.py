@@ -78,6 +78,7 @@ def test_none_becomes_the_default_of_these_weights(given, tmp_path):
         {"num_frames": 49.0, "steps": 4.0, "guidance_scale": 3},
         {"negative_prompt": None, "vram_budget_gb": None, "ram_budget_gb": 32},
         {"seed": 2**63 - 1},
+        {"soften": 0.5, "original": "encode"},
         *({"offload": mode} for mode in OFFLOAD_MODES),
     ],
 )
@@ -112,6 +113,8 @@ def test_valid_parameters(given, changed):
         ({"seed": -1}, "seed=-1: out of range; nearest: 0."),
         ({"seed": 2**63}, f"seed={2**63}: out of range; nearest: {2**63 - 1}."),
         ({"seed": None}, "seed=None: give a number, without quotes."),
+        ({"soften": -1}, "soften=-1: from 0, which leaves your clip as it is, to 10 seconds."),
+        ({"soften": 0.5, "original": "copy"}, "soften needs the clip to be encoded: leave original=None, or"),
         ({"vram_budget_gb": 0}, "vram_budget_gb=0: give more than 0 GiB, or None for the whole card."),
         ({"ram_budget_gb": -8}, "ram_budget_gb=-8: give more than 0 GiB, or None for no check."),
         (

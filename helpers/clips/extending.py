@@ -17,8 +17,9 @@ import av
 import numpy as np
 
 from helpers.clips.clip import Clip, ClipError
+from helpers.clips.photos import is_photo
 from helpers.clips.video import joining
-from helpers.clips.video.encoding import ENCODERS, OWN_CRF, Look, encode, encode_again, look_again
+from helpers.clips.video.encoding import ENCODERS, OWN_CRF, Look, encode, encode_again, look_again, softening
 from helpers.clips.video.ffmpeg import ffmpeg_path, run
 from helpers.clips.video.probing import Sound, Video, probe
 from helpers.clips.video.sound import AFTERWARDS, IN_MP4, encode_sound
@@ -59,6 +60,8 @@ def extend(
     path: str | Path,
     original: str | None = None,
     afterwards: str = "silence",
+    soften: float = 0.0,
+    soft: tuple[int, int] | None = None,
 ) -> Extended:
     """Write the whole file that a clip was read from, followed by new frames, as an mp4.
 
@@ -75,6 +78,9 @@ def extend(
         path: The file to write. It appears under its name when it is complete.
         original: One of `ORIGINALS`, or `None` to choose.
         afterwards: What is heard with the new frames, one of `helpers.clips.AFTERWARDS`.
+        soften: Seconds before the join over which the clip's own frames lose the detail that `soft` cannot hold. They
+            are encoded then. 0 leaves them as sharp as they are.
+        soft: The (width, height) of which the new frames have the detail.
 
     Raises:
         ClipError: If a parameter is wrong, the disk is too small, or the file cannot be written.
@@ -84,15 +90,22 @@ def extend(
         raise ClipError(f"original={original!r}: there are {', '.join(ORIGINALS)}, and None to choose.")
     if afterwards not in AFTERWARDS:
         raise ClipError(f"afterwards={afterwards!r}: there are {', '.join(AFTERWARDS)}.")
-    video = probe(clip.path) if clip.path is not None and clip.path.is_file() else None
+    is_file = clip.path is not None and clip.path.is_file() and not is_photo(clip.path)
+    video = probe(clip.path) if is_file else None
     if video is not None and video.is_picture:
         video = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_disk(clip, path)
         with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".joining-") as folder:
-            work = _Work(clip, video, pieces, rate, Path(folder), temporary, afterwards)
+            filters = []
+            if soften and soft is not None:
+                end = clip.start * (video is not None) + (len(clip) - 1) / clip.fps
+                filters = softening(max(0.0, end - soften), end, soft, clip.size)
+            work = _Work(clip, video, pieces, rate, Path(folder), temporary, afterwards, filters)
             obstacle = "you asked for it" if original == "encode" else _obstacle(video, clip)
+            if obstacle is None and filters:
+                obstacle = f"its last {soften:g} s grow softer, as you asked"
             made = None
             if obstacle is None:
                 made, obstacle = work.copied()
@@ -119,6 +132,7 @@ class _Work:
     folder: Path
     target: Path
     afterwards: str
+    softening: list[str]
 
     def copied(self) -> tuple[tuple[float, float, bool] | None, str | None]:
         """When the new frames begin and end, or `None` and the reason why the packets could not be joined."""
@@ -134,9 +148,9 @@ class _Work:
         look = Look() if self.video is None else look_again(self.video)
         if self.video is None:
             parts = (clip.frames[at : at + PIECE] for at in range(0, len(clip), PIECE))
-            encode(path, parts, size=clip.size, rate=clip.rate, look=look, crf=OWN_CRF)
+            encode(path, parts, size=clip.size, rate=clip.rate, look=look, crf=OWN_CRF, before=self.softening)
         else:
-            encode_again(self.video, path, clip.size, look)
+            encode_again(self.video, path, clip.size, look, self.softening)
         try:
             return self._joined(probe(path), look)
         except (av.FFmpegError, ValueError):

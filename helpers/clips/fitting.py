@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 FITS = ("crop", "pad")
+BAND = 128  # rows
 
 
 def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.ndarray:
@@ -74,17 +75,31 @@ def unfit(frames: np.ndarray, last: np.ndarray, how: str = "crop") -> np.ndarray
     left, top, right, bottom = _covering_box(width, height, small_width, small_height)
     inner = _resized(frames, right - left, bottom - top)
     whole = np.repeat(last[None], len(frames), axis=0)
+    if inner.shape[1:3] == (height, width):
+        return inner
     share = _blend(right - left, bottom - top, left > 0, top > 0)
     still = whole[:, top:bottom, left:right]
     for target, new in zip(still, inner, strict=True):
-        if share is None:
-            target[:] = new
-        else:
-            target[:] = (target + share * (new.astype(np.float32) - target)).round()
+        for top in range(0, len(new), BAND):  # some rows at a time: floats take four times the memory
+            rows = slice(top, top + BAND)
+            mixed = target[rows] + share[rows] * (new[rows].astype(np.float32) - target[rows])
+            target[rows] = mixed.round()
     return whole
 
 
-def _blend(width: int, height: int, at_sides: bool, at_top: bool) -> np.ndarray | None:
+def soft_size(size: tuple[int, int], width: int, height: int, how: str = "crop") -> tuple[int, int] | None:
+    """The (width, height) to which `fit` scales a whole frame of a `size`, or `None` if it loses no detail by that."""
+    pick = max if how == "crop" else min
+    scale = pick(width / size[0], height / size[1])
+    return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))) if scale < 1 else None
+
+
+def softened(frames: np.ndarray, soft: tuple[int, int]) -> np.ndarray:
+    """Frames without the detail that a (width, height) cannot hold."""
+    return _resized(_resized(frames, *soft), frames.shape[2], frames.shape[1])
+
+
+def _blend(width: int, height: int, at_sides: bool, at_top: bool) -> np.ndarray:
     """The share of the new frame in each pixel, [height, width, 1]: it rises from the edges that "crop" cut."""
     share = np.ones((height, width, 1), np.float32)
     border = max(2, min(width, height) // 40)
@@ -95,7 +110,7 @@ def _blend(width: int, height: int, at_sides: bool, at_top: bool) -> np.ndarray 
     if at_top:
         share[:border] *= rise[:, None, None]
         share[-border:] *= rise[::-1, None, None]
-    return share if at_sides or at_top else None
+    return share
 
 
 def check_fit(how: str) -> None:

@@ -16,6 +16,8 @@ from helpers.clips.clip import Clip, ClipError
 from helpers.clips.oklab import from_oklab, oklab
 from helpers.clips.resampling import resample
 
+BAND = 128  # rows
+
 
 def stitch(
     clip: Clip, continuation: np.ndarray, *, fps: float | None = None, context: int = 1, resampled: str = "nearest"
@@ -69,10 +71,10 @@ def match_colour(frames: np.ndarray, last: np.ndarray, strength: float = 1.0) ->
     return np.stack([from_oklab(oklab(frame) * gain + offset) for frame in frames])
 
 
-def carry_grain(frames, last_frame, at=0):
-    """Frames [T, H, W, 3] with the grain that frame `at` lacks compared with `last_frame`, where nothing moved."""
-    lost = last_frame.astype("float32") - frames[at]
-    change = np.abs(frames.astype("float32") - frames[at]).max(axis=-1, keepdims=True)
+def carry_grain(frames, last_frame):
+    """Frames [T, H, W, 3] with the grain that the first lacks compared with `last_frame`, where nothing moved."""
+    lost = last_frame.astype("float32") - frames[0]
+    change = np.abs(frames.astype("float32") - frames[0]).max(axis=-1, keepdims=True)
     return (frames + np.exp(-((change / 8) ** 2)) * lost).clip(0, 255).round().astype("uint8")
 
 
@@ -89,12 +91,14 @@ def carry_detail(frames: np.ndarray, reference: np.ndarray, last: np.ndarray) ->
     import torch  # whose arithmetic uses all cores
 
     detailed = np.empty_like(frames)
-    before = torch.from_numpy(reference).float()
-    lost = torch.from_numpy(last).float() - before
-    for target, frame in zip(detailed, frames, strict=True):  # one at a time: floats take four times the memory
-        new = torch.from_numpy(frame).float()
-        still = (new - before).abs_().amax(dim=-1, keepdim=True).div_(8).square_().neg_().exp_()
-        target[:] = new.addcmul_(still, lost).round_().clamp_(0, 255).byte().numpy()
+    for top in range(0, len(last), BAND):  # some rows at a time: floats take four times the memory
+        rows = slice(top, top + BAND)
+        before = torch.from_numpy(reference[rows]).float()
+        lost = torch.from_numpy(last[rows]).float() - before
+        for target, frame in zip(detailed, frames, strict=True):
+            new = torch.from_numpy(frame[rows]).float()
+            still = (new - before).abs_().amax(dim=-1, keepdim=True).div_(8).square_().neg_().exp_()
+            target[rows] = new.addcmul_(still, lost).round_().clamp_(0, 255).byte().numpy()
     return detailed
 
 

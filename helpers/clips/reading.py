@@ -1,11 +1,11 @@
-"""Read a clip from a video file or a folder of pictures."""
+"""Read a clip from a video file, a photo or a folder of pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from helpers.clips.clip import Clip
-from helpers.clips.picture_folders import frames_of_pictures, size_of_pictures
+from helpers.clips.photos import frames_of_pictures, is_photo, size_of_pictures
 from helpers.clips.sources import CONTINUES, find
 from helpers.clips.video.decoding import frames_of
 from helpers.clips.video.probing import probe
@@ -22,7 +22,7 @@ def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = Fa
     is tone-mapped.
 
     Args:
-        source: The name of a bundled clip, the path of a video or picture in any format that ffmpeg decodes, or the
+        source: The name of a bundled clip, the path of a video in any format that ffmpeg decodes or of a photo, or the
             path of a folder of pictures, which play in the order of the numbers in their names, 24 a second.
         max_seconds: How much to keep, in seconds.
         from_start: Keep the beginning instead of the end.
@@ -34,7 +34,7 @@ def read(source: str | Path, *, max_seconds: float = 10.0, from_start: bool = Fa
         ClipError: If there is no ffmpeg, no such file, or no frame in the file can be decoded.
     """
     path = find(source)
-    decode = frames_of_pictures if path.is_dir() else frames_of
+    decode = frames_of_pictures if path.is_dir() or is_photo(path) else frames_of
     return Clip(**decode(path, max_seconds, from_start), name=path.stem, path=path)
 
 
@@ -45,7 +45,7 @@ def shown_size(source: str | Path) -> tuple[int, int]:
         ClipError: As `read` does.
     """
     path = find(source)
-    return size_of_pictures(path) if path.is_dir() else probe(path).shown_size
+    return size_of_pictures(path) if path.is_dir() or is_photo(path) else probe(path).shown_size
 
 
 def continuation_truth(clip: Clip, *, max_seconds: float = 10.0) -> Clip | None:

@@ -11,7 +11,7 @@ from helpers.clips.clip import ClipError
 
 CLIPS = Path(__file__).resolve().parents[2] / "data" / "clips"
 CONTINUES = "_continues"
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+PICTURES = {".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def bundled() -> list[str]:

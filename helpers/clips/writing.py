@@ -44,7 +44,7 @@ def write(path: str | Path, clip: Clip, *, audio_from: Clip | None = None, crf: 
         command += ["-ss", f"{audio_from.start:.3f}", "-t", f"{audio_from.seconds:.3f}"]
         command += ["-i", f"file:{audio_from.path}"]
         command += ["-map", "0:v", "-map", "1:a:0", "-c:a", "aac"]
-    command += ["-vf", ",".join(look.filters(clip.size)), *look.options(crf), "-movflags", "+faststart"]
+    command += ["-vf", ",".join(look.filters(clip.size)), *look.options(clip.size, crf), "-movflags", "+faststart"]
 
     try:
         with replacing(path) as temporary:

@@ -25,6 +25,7 @@ from helpers.models.catalogue import OFFLOAD_MODES, Model, model
 from helpers.models.checkpoints import Checkpoint, checkpoint
 
 MAX_SEED = 2**63 - 1  # the largest positive number that torch.Generator.manual_seed takes
+MAX_SOFTEN = 10  # seconds
 ENCODE_WAYS = ("fp32", "layer_by_layer")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +57,7 @@ class Settings:
         colour_match: How much of a colour shift at the join is corrected, 0 to 1.
         original: What happens to the clip's own frames, one of `ORIGINALS`, or `None` for "copy" where it is possible.
         sound: What is heard with the new frames, one of `AFTERWARDS`.
+        soften: Seconds before the join over which the clip grows as soft as the new frames.
     """
 
     model: Model = field(repr=False)
@@ -82,6 +84,7 @@ class Settings:
     colour_match: float = 1.0
     original: str | None = None
     sound: str = "silence"
+    soften: float = 0.0
 
     @property
     def size(self) -> dict[str, int]:
@@ -130,9 +133,8 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     Args:
         model_name: A name in `helpers.models.MODELS`.
         parameters: The lesson's parameters by name, a notebook's `globals()` for example; other names are ignored.
-            `revision`, `fit`, `encode`, `resample`, `colour_match`, `original`, `sound`
-            and `ignore_prompt` may be missing. A model that takes no prompt
-            refuses one, unless `ignore_prompt` is set.
+            `revision`, `fit`, `encode`, `resample`, `colour_match`, `original`, `sound`, `soften` and
+            `ignore_prompt` may be missing. A model that takes no prompt refuses one, unless `ignore_prompt` is set.
 
     Raises:
         ValueError: If there is no such model.
@@ -212,6 +214,11 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     original = given("original")
     if original is not None:
         original = values.word(problems, "original", original, ORIGINALS)
+    soften = values.number(problems, "soften", parameters.get("soften", 0.0))
+    if soften is not None and not 0 <= soften <= MAX_SOFTEN:
+        problems.append(f"soften={soften:g}: from 0, which leaves your clip as it is, to {MAX_SOFTEN} seconds.")
+    if soften and original == "copy":
+        problems.append("soften needs the clip to be encoded: leave original=None, or set soften=0 to copy it.")
     budgets = {
         name: _budget(problems, name, given(name), meaning)
         for name, meaning in (("vram_budget_gb", "the whole card"), ("ram_budget_gb", "no check"))
@@ -224,7 +231,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         model=entry, clip=clip, prompt=prompt, negative_prompt=negative, weights=weights, offload=offload, width=width,
         height=height, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed,
         out_dir=folder.parents[1], folder=folder, clip_size=clip_size, revision=revision, original=original,
-        colour_match=colour_match, **budgets, **words,
+        colour_match=colour_match, soften=soften, **budgets, **words,
     )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from helpers.clips.clip import Clip
 from helpers.clips.extending import extend
-from helpers.clips.fitting import unfit
-from helpers.clips.joining import carry_detail, carry_grain, match_colour, psnr, seam, sharpness_kept
+from helpers.clips.fitting import soft_size, softened, unfit
+from helpers.clips.joining import Seam, carry_detail, carry_grain, match_colour, psnr, seam, sharpness_kept
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth
 from helpers.clips.resampling import at_rate, resample
@@ -28,57 +28,70 @@ SLOW = 10  # frames a second, of GIFs, time lapses and surveillance
 
 
 def extend_clip(
-    frames: np.ndarray, source: Clip, past: Clip, settings: Settings, context: int = 1
+    frames: np.ndarray, source: Clip, past: Clip, settings: Settings, before: Seam
 ) -> dict[str, object]:
     """Join the model's frames to the clip's whole file, show the end of the result, and say how well they join.
 
     Writes `continued.mp4` and `poster.png` into the run's folder. Lesson 01 explains the steps.
 
     Args:
-        frames: `np.uint8` [T, H, W, 3] as the model made them.
+        frames: `np.uint8` [T, H, W, 3] of the model's size; the first repeats the clip's last frame.
         source: The clip that was read.
         past: The clip at the model's size.
-        context: How many of the frames repeat the end of the clip.
+        before: The join before colours and grain were carried over.
 
     Returns:
         For the record: how the clip's own frames were kept, and the figures of the join.
     """
-    new, rate = frames[context:], new_rate(source, settings.model.fps)
+    new, rate = frames[1:], new_rate(source, settings.model.fps)
     new_at_rate = resample(new, past.frames[-1], fps=settings.model.fps, to_fps=float(rate), how=settings.resample)
 
     last = source.frames[-1]
-    reference = unfit(frames[context - 1 : context], last, settings.fit)[0]
+    soft = soft_size(source.size, *past.size, settings.fit) if settings.soften else None
+    if soft is not None:
+        last = softened(last[None], soft)[0]
+    reference = unfit(frames[:1], last, settings.fit)[0]
+
+    def large(small: np.ndarray) -> np.ndarray:
+        frames = unfit(small, last, settings.fit)
+        return frames if soft is not None else carry_detail(frames, reference, last)
 
     count = max(1, PIECE_BYTES // last.nbytes)
 
     def pieces() -> Iterator[np.ndarray]:  # RAM holds a few large frames at a time
         for begin in range(0, len(new_at_rate), count):
-            large = unfit(new_at_rate[begin : begin + count], last, settings.fit)
-            yield carry_detail(large, reference, last)
+            yield large(new_at_rate[begin : begin + count])
 
     made = extend(
         source, pieces, rate=rate, path=settings.folder / "continued.mp4", original=settings.original,
-        afterwards=settings.sound,
+        afterwards=settings.sound, soften=settings.soften, soft=soft,
     )  # fmt: skip
-    before = at_rate(past, float(rate)).frames[-len(new_at_rate) :]
-    end = Clip(np.concatenate([before, new_at_rate]), float(rate), name=f"the end of {made.path.name}")
+    ending = at_rate(past, float(rate)).frames[-len(new_at_rate) :]
+    end = Clip(np.concatenate([ending, new_at_rate]), float(rate), name=f"the end of {made.path.name}")
     picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
     print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
     print(f"the last {end.seconds:.1f} s, small:")
     show(end)
-    first = carry_detail(unfit(new_at_rate[:1], last, settings.fit), reference, last)[0]
-    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, first)
+    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, large(new_at_rate[:1])[0])
     print(f"{joined}\nsharpness of the first new frame: {sharp:.0%} of the clip's last one")
     return {
         "original": made.how, "join_seconds": made.join, "seconds": made.seconds, "sharpness_kept": sharp,
-        "seam": asdict(joined),
+        "seam": asdict(joined), "seam_before_correction": asdict(before),
     }  # fmt: skip
 
 
-def carry_over(frames: np.ndarray, past: Clip, settings: Settings) -> np.ndarray:
-    """Frames, `np.uint8` [T, H, W, 3], with the clip's colours and grain; the first repeats the clip's last frame."""
-    last = past.frames[-1]
-    return carry_grain(match_colour(frames, last, settings.colour_match), last)
+def carry_over(frames: np.ndarray, past: Clip, settings: Settings) -> tuple[np.ndarray, Seam]:
+    """Give frames the clip's colours and grain.
+
+    Args:
+        frames: `np.uint8` [T, H, W, 3]; the first repeats the clip's last frame.
+        past: The clip at the model's size.
+
+    Returns:
+        The frames, and how they joined the clip before.
+    """
+    last, before = past.frames[-1], seam(past, frames[1:], fps=settings.model.fps)
+    return carry_grain(match_colour(frames, last, settings.colour_match), last), before
 
 
 def new_rate(source: Clip, model_fps: float) -> Fraction:

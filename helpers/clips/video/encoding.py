@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +25,7 @@ PROFILES = {
     "Main 10": "main10",
 }  # fmt: skip
 OWN_CRF = 8  # of a clip's own frames that are encoded again: above 45 dB
+LARGE = 1920 * 1088  # pixels
 CRF = {"h264": 16, "hevc": 16, "vp9": 18, "av1": 18}  # visually lossless
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 
@@ -59,15 +60,22 @@ class Look:
             (video.width, video.height), video.aspect,
         )  # fmt: skip
 
-    def options(self, crf: int | None = None) -> list[str]:
-        """The encoder's options. Parameters stand in front of every key frame, so that the frames can follow others."""
+    def options(self, size: tuple[int, int], crf: int | None = None) -> list[str]:
+        """The encoder's options for frames of a (width, height).
+
+        Parameters stand in front of every key frame, so that the frames can follow others. Large frames are not
+        encoded several at a time, and few are looked ahead: with 16 cores, RAM would hold dozens of them.
+        """
+        is_large = size[0] * size[1] > LARGE
         codec = ["-c:v", ENCODERS[self.codec], "-crf", str(CRF[self.codec] if crf is None else crf)]
         profile = ["-profile:v", PROFILES[self.profile]] if self.profile in PROFILES else []
         if self.codec == "h264":
             codec += ["-preset", "fast", *profile, "-bf", "2" if self.reorders else "0"]
-            return [*codec, "-x264-params", "repeat-headers=1:b-pyramid=none:rc-lookahead=12"]
+            ahead = "4:sync-lookahead=0:sliced-threads=1" if is_large else "12"
+            return [*codec, "-x264-params", f"repeat-headers=1:b-pyramid=none:rc-lookahead={ahead}"]
         if self.codec == "hevc":
             order = "" if self.reorders else ":bframes=0"
+            order += ":rc-lookahead=5:frame-threads=1" if is_large else ""
             return [*codec, "-preset", "fast", *profile, "-x265-params", f"repeat-headers=1:log-level=error{order}"]
         if self.codec == "vp9":
             return [*codec, "-b:v", "0", "-cpu-used", "4", "-row-mt", "1", "-auto-alt-ref", "0"]
@@ -95,6 +103,7 @@ def encode(
     rate: Fraction,
     look: Look,
     crf: int | None = None,
+    before: Sequence[str] = (),
 ) -> int:
     """Encode pieces of frames, `np.uint8` [T, H, W, 3], as a video without sound.
 
@@ -105,6 +114,7 @@ def encode(
         rate: Frames per second, exact.
         look: How they are stored.
         crf: The encoder's constant rate factor, by default one that is visually lossless.
+        before: ffmpeg filters that the frames go through first.
 
     Returns:
         How many frames were encoded.
@@ -113,9 +123,10 @@ def encode(
         ClipError: If ffmpeg fails; the message gives its reason.
     """
     count = 0
-    command = [ffmpeg_path(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}"]
-    command += ["-r", f"{rate.numerator}/{rate.denominator}", "-i", "-", "-vf", ",".join(look.filters(size))]
-    command += [*look.options(crf), "-video_track_timescale", str(timescale(rate)), f"file:{path}"]
+    command = [ffmpeg_path(), "-v", "error", "-y", "-thread_queue_size", "1", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{size[0]}x{size[1]}", "-r", f"{rate.numerator}/{rate.denominator}", "-i", "-", "-vf"]
+    command += [",".join([*before, *look.filters(size)])]
+    command += [*look.options(size, crf), "-video_track_timescale", str(timescale(rate)), f"file:{path}"]
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log) as process:
         try:
             for piece in pieces:
@@ -141,14 +152,37 @@ def look_again(video: Video) -> Look:
     return Look(colour=video.colour if own else STANDARD)
 
 
-def encode_again(video: Video, path: Path, size: tuple[int, int], look: Look) -> None:
+def softening(begin: float, end: float, soft: tuple[int, int], size: tuple[int, int]) -> list[str]:
+    """The ffmpeg filters that take from a film, between two moments, the detail that a smaller size cannot hold.
+
+    Args:
+        begin, end: When it begins, and when all of this detail is gone, in seconds of the film.
+        soft: The smaller (width, height).
+        size: The film's own.
+    """
+    down, up = (f"scale={one[0]}:{one[1]}:flags={SCALING}+bicubic" for one in (soft, size))
+    share = f"clip((T-{begin:.4f})/{max(end - begin, 1e-3):.4f},0,1)"
+    return [
+        f"split[sharp][whole];[whole]{down},{up}[soft];"
+        f"[sharp][soft]blend=all_expr='A+(B-A)*{share}':enable='gte(t,{begin:.4f})'"
+    ]
+
+
+def encode_again(video: Video, path: Path, size: tuple[int, int], look: Look, after: Sequence[str] = ()) -> None:
     """Encode the picture of a whole file again, upright and with square pixels; every frame keeps its time.
+
+    Args:
+        video: The file.
+        path: The file to write.
+        size: (width, height) of the frames as a player shows them.
+        look: How they are stored.
+        after: ffmpeg filters that the upright frames go through.
 
     Raises:
         ClipError: If ffmpeg fails; the message gives its reason.
     """
     scaled = f"scale={size[0]}:{size[1]}:flags={SCALING}+lanczos"
-    filters = [*shape_filters(video), scaled]
+    filters = [*shape_filters(video), scaled, *after]
     if look.colour is not video.colour or size[0] % 2 or size[1] % 2:
         filters += video.colour.to_bt709()
         filters += ["format=gbrap", "premultiply=inplace=1"] if video.transparent else []
@@ -157,7 +191,7 @@ def encode_again(video: Video, path: Path, size: tuple[int, int], look: Look) ->
         filters += [f"format={look.pixel_format}", look.colour.tags()]
     command = [ffmpeg_path(), "-v", "error", "-y", "-nostdin", "-fflags", "+discardcorrupt"]
     command += ["-i", f"file:{video.path}", "-map", f"0:{video.index}", "-vf", ",".join(filters)]
-    command += ["-fps_mode", "passthrough", "-enc_time_base", "demux", *look.options(crf=OWN_CRF), f"file:{path}"]
+    command += ["-fps_mode", "passthrough", "-enc_time_base", "demux", *look.options(size, OWN_CRF), f"file:{path}"]
     status, reason = run(command)
     if status:
         raise ClipError(f"{video.path.name} cannot be encoded again: {reason}")

@@ -19,7 +19,6 @@ PICTURE_FORMATS = ("image2", "_pipe")
 USUAL_RATES = [Fraction(*rate) for rate in (
     (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48, 1), (50, 1), (60000, 1001), (60, 1), (120, 1)
 )]  # fmt: skip
-MOSAIC = 4  # streams of one size in a photo are its tiles
 NO_FILM = ("ansi",)  # how ffmpeg would play a text file
 
 
@@ -127,8 +126,6 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
     films = _default_first([one for one in films if one.codec_context and one.codec_context.name not in NO_FILM])
     if not films:
         raise ClipError(_why_unreadable(path, bool(file.streams.audio)))
-    if sum((one.width, one.height) == (films[0].width, films[0].height) for one in films) >= MOSAIC and _is_photo(path):
-        raise ClipError(f"{path.name} is a photo in tiles, which ffmpeg shows one by one: save it as JPEG or PNG.")
     stream, frame = _first_decodable(path, films)
     sound, notes = _sound(path, file)
     last = _last_size(path, file, stream.index)
@@ -201,12 +198,6 @@ def _transparent(stream: av.video.stream.VideoStream, frame: av.VideoFrame | Non
         return stream.codec_context.name == "webp"  # an animated one, which PyAV does not decode and ffmpeg may
     names = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16", "pal8")
     return frame.format.name.startswith(names) or stream.metadata.get("alpha_mode") == "1"
-
-
-def _is_photo(path: Path) -> bool:
-    """Whether it is a HEIF file, as phones store photos in."""
-    with path.open("rb") as file:
-        return file.read(12)[8:] in (b"heic", b"heix", b"mif1", b"msf1", b"avif")
 
 
 def _timed(file: av.container.InputContainer, stream: av.video.stream.VideoStream) -> bool:
