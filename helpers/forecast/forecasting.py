@@ -44,17 +44,21 @@ def forecasts(
     guidance: bool = True,
     quantization: str | None = None,
     dtype: torch.dtype | None = None,
-    tiling: bool = True,
+    tiling: bool | None = None,
     chunking: bool = True,
     decode_chunk_size: int = 8,
     use_stream: bool = True,
     record_stream: bool = True,
     low_cpu_mem_usage: bool = False,
     offload_vae: bool = True,
+    decode_alone: bool = True,
     gpu: str | gpus.GPU = gpus.DEFAULT_GPU,
     modes: tuple[str, ...] = OFFLOAD_MODES,
 ) -> Forecasts:
     """Forecast several offload modes of one model and size.
+
+    By default it is what the lessons do: the frame is encoded and the steps are made in the offload mode, without the
+    text encoder; then the pipeline is dropped, and the VAE alone decodes, in tiles.
 
     Args:
         checkpoint: A name in `helpers.models.MODELS`, or a folder in the diffusers layout that holds a member of these
@@ -64,11 +68,14 @@ def forecasts(
         guidance: Whether classifier-free guidance is on.
         quantization: GGUF type of the denoisers' matrices ("Q4_K"), "none", or `None` for the checkpoint's own.
         dtype: Data type of every component on the GPU, or `None` for the one that the lessons load each in.
-        tiling: Whether the VAE works in tiles, where it can.
+        tiling: Whether the VAE works in tiles, where it can; `None` for where it does in the lessons: whenever it
+            decodes, and for some models and sizes when it encodes the frame.
         chunking, decode_chunk_size: The SVD UNet's forward chunking, and the frames that its decoder takes at once.
         use_stream, record_stream, low_cpu_mem_usage: Options of group offload.
         offload_vae: Whether the VAE, and SVD's CLIP, are offloaded while the denoiser works in groups, as in the
             lessons.
+        decode_alone: Whether decoding has the GPU to itself, as in the lessons; else the VAE decodes inside the
+            pipeline, where the mode leaves the other components.
         gpu: A name in `helpers.forecast.GPUS`, or a `GPU`. Its rates are for the estimated seconds.
         modes: Which offload modes.
 
@@ -90,7 +97,7 @@ def forecasts(
     title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
     work = _Work(str(checkpoint), title, steps, recordings, device, clocks)
     options = _GroupOffload(use_stream, record_stream, low_cpu_mem_usage, offload_vae)
-    return Forecasts({mode: _forecast(work, mode, options) for mode in modes})
+    return Forecasts({mode: _forecast(work, mode, options, decode_alone) for mode in modes})
 
 
 def forecast(checkpoint: str | Path, *, offload: str, **options) -> Forecast:
@@ -118,14 +125,16 @@ class _Work:
     clocks: Mapping[str, np.ndarray | None]
 
 
-def _forecast(work: _Work, offload: str, options: _GroupOffload) -> Forecast:
+def _forecast(work: _Work, offload: str, options: _GroupOffload, decode_alone: bool) -> Forecast:
     arch = work.steps.arch
     placement = Placement(
         {name: arch.component(name) for name in arch.on_gpu}, offload, options.use_stream, options.offload_vae
     )
     done = {}
+    alone = Placement({"vae": arch.component("vae")}, "none")
     for name, recording in work.recordings.items():
-        done[name] = _stage(name, recording, placement, work.gpu, work.clocks[name])
+        placed = alone if name == "decode" and decode_alone else placement
+        done[name] = _stage(name, recording, placed, work.gpu, work.clocks[name])
         if name == "denoise":
             placement.end_call()
     denoise, clock = work.recordings["denoise"].tape, work.clocks["denoise"]
@@ -137,7 +146,7 @@ def _forecast(work: _Work, offload: str, options: _GroupOffload) -> Forecast:
         gpu=work.gpu,
         quantization=arch.quantization,
         stages=done,
-        ram=ram_gib(arch, placement, work.steps.request, options.low_cpu_mem_usage),
+        ram=ram_gib(arch, placement, work.steps.request, options.low_cpu_mem_usage, decode_alone),
         moved_gib=placement.travel(denoise).to_gpu / GIB,
         tflops=float(denoise.flops.sum()) / 1e12,
         step_seconds=done["denoise"].seconds,

@@ -17,12 +17,13 @@ FRAME_BYTES = 3 * (4 + 4 + 1)  # for each pixel: two copies as floats in `postpr
 
 
 def ram_gib(
-    arch: Architecture, placement: Placement, request: Request, low_cpu_mem_usage: bool = False
+    arch: Architecture, placement: Placement, request: Request, low_cpu_mem_usage: bool = False, decode_alone: bool = True
 ) -> dict[str, float]:
     """GiB of RAM at each moment of a lesson, by the moment's name.
 
     Args:
         low_cpu_mem_usage: Group offload's option to pin only the weights that are about to be copied.
+        decode_alone: Whether the pipeline is dropped before decoding, and the VAE is on the GPU.
     """
     encoder = 0
     if arch.text_encoder:
@@ -37,7 +38,7 @@ def ram_gib(
         "encode the prompt": encoder,
         "load": max(load, run),
         "generate": run,
-        "decode": run + request.num_frames * request.height * request.width * FRAME_BYTES,
+        "decode": run * (not decode_alone) + request.num_frames * request.height * request.width * FRAME_BYTES,
     }
     return {moment: PROCESS_GIB + size / GIB for moment, size in moments.items()}
 

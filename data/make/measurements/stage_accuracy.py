@@ -21,6 +21,7 @@ def compare(row: dict, configs: Path, gpu: GPU) -> dict:
     one = forecasts(
         configs / row["model"], width=row["width"], height=row["height"], num_frames=row["num_frames"], gpu=gpu,
         modes=(row["offload"],), offload_vae=row.get("offload_vae", False),  # early rows kept it
+        tiling=True, decode_alone=False,  # the pipelines decode with their other components in place
     )[row["offload"]]  # fmt: skip
     if "failed" in row or one.fails:
         return row | {"forecast_fails": one.fails}

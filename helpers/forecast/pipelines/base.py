@@ -30,7 +30,7 @@ class Request:
         width, height: Pixels.
         num_frames: Frames, including the given one.
         guidance: Whether classifier-free guidance is on, which doubles the denoiser's work.
-        tiling: Whether the VAE works in tiles.
+        tiling: Whether the VAE works in tiles, or `None` for where it does in the lessons.
         chunking: Whether the feed-forward layers work in chunks (the SVD UNet's `enable_forward_chunking`).
         decode_chunk_size: Frames that the SVD decoder takes at once.
     """
@@ -39,7 +39,7 @@ class Request:
     height: int
     num_frames: int
     guidance: bool = True
-    tiling: bool = True
+    tiling: bool | None = None
     chunking: bool = True
     decode_chunk_size: int = 8
 
@@ -61,6 +61,7 @@ class Stages(ABC):
         frames_multiple: m where the number of frames must be m*k + 1, or `None` if any number works.
         fixed_size: The only (width, height) that works, or `None`.
         options: The options of a request, beyond size and frames, that each stage depends on.
+        encodes_in_tiles: Whether the lesson of this family encodes the given frame in tiles. All decode in tiles.
         blends: Names of the VAE's methods that blend tiles.
         left_out: What the forecast does not cover, as a sentence, or "".
 
@@ -72,6 +73,7 @@ class Stages(ABC):
     size_multiple = 8
     frames_multiple: int | None = None
     options = {"encode_image": ("tiling",), "denoise": ("guidance",), "decode": ("tiling",)}
+    encodes_in_tiles = False
     blends: tuple[str, ...] = ("blend_v", "blend_h")
     left_out = ""
 
@@ -119,6 +121,13 @@ class Stages(ABC):
         pixels = VaeImageProcessor.denormalize(video[0].transpose(0, 1))
         del video, pixels
 
+    def option(self, name: str, stage: str) -> object:
+        """The value of a request's option in a stage."""
+        value = getattr(self.request, name)
+        if name == "tiling" and value is None:
+            return stage == "decode" or self.encodes_in_tiles
+        return value
+
     @contextmanager
     def prepared(self, stage: str) -> Iterator[None]:
         """Switch the components' options as requested while the stage runs, and back afterwards.
@@ -127,7 +136,7 @@ class Stages(ABC):
         """
         before = self.vae.use_tiling
         try:
-            if self.request.tiling:
+            if self.option("tiling", stage):
                 self.vae.enable_tiling()
             else:
                 self.vae.disable_tiling()

@@ -10,6 +10,8 @@ from helpers.forecast.pipelines.base import RequestError, Stages, empty
 class CogVideoX(Stages):
     """diffusers/pipelines/cogvideo/pipeline_cogvideox_image2video.py."""
 
+    encodes_in_tiles = True
+
     @property
     def prompt_tokens(self) -> int:
         return self.config.max_text_seq_length

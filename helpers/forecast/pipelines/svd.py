@@ -27,7 +27,7 @@ class StableVideoDiffusion(Stages):
 
     @property
     def left_out(self) -> str:
-        if not self.request.tiling:
+        if self.request.tiling is False:
             return ""
         return f"{type(self.vae).__name__} cannot tile: decode_chunk_size is what lowers its peak"
 

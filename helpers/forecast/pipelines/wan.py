@@ -28,6 +28,11 @@ class Wan(Stages):
     def expand_timesteps(self) -> bool:
         return bool(self.arch.index.get("expand_timesteps"))
 
+    @property
+    def encodes_in_tiles(self) -> bool:
+        """Lesson 03 does so above 640x384, because this model encodes not one frame, but a whole video."""
+        return not self.expand_timesteps and self.request.width * self.request.height > 640 * 384
+
     def latents(self, channels: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         channels = self.vae.config.z_dim if channels is None else channels
         height, width = self.request.height // self.space, self.request.width // self.space

@@ -48,8 +48,7 @@ def architecture(
 def record(steps: Stages, stage: str) -> Recording:
     """Run one stage on a tape. The last 48 recordings are kept."""
     request = steps.request
-    values = vars(request)
-    options = tuple(values[option] for option in steps.options[stage])
+    options = tuple(steps.option(name, stage) for name in steps.options[stage])
     return _record(_Job(steps.arch, stage, (request.width, request.height, request.num_frames), options, steps))
 
 
