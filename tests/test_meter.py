@@ -16,11 +16,10 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import papermill
-import psutil
 import pytest
 import torch
 
-from helpers.measure.memory import trim
+from helpers.measure.memory import STATUS, ram, trim
 from helpers.measure.meter import VRAMMeter
 from helpers.measure.readout import Phase, Readout, Sample
 from helpers.measure.steps import StepTimer
@@ -230,17 +229,29 @@ def test_a_meter_that_never_ran_says_so_and_no_more():
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="is about glibc's malloc")
 def test_what_malloc_keeps_of_freed_weights_goes_back_to_the_system():
-    def resident():
-        return psutil.Process().memory_info().rss
-
     torch.ones(2**22)  # once an array of 16 MiB has been freed, malloc takes smaller ones from its heap
     pieces = [torch.ones(2**20) for _ in range(120)]  # 4 MiB each
     copies = [piece.clone() for piece in pieces[::2]]  # as pinning does
     del pieces[::2]
-    kept = resident()
+    kept = ram()
     assert trim()
-    assert kept - resident() > 150 * 2**20
+    assert kept - ram() > 150 * 2**20
     assert len(copies) == len(pieces) == 60
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells what is mapped")
+def test_ram_is_what_a_process_holds_not_what_it_has_mapped(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(64 * 2**20))
+    gc.collect()
+    trim()  # what earlier tests left behind would be freed, or used again, in the middle
+    before = ram()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0  # every page is read
+        assert ram() - before < 8 * 2**20
+        held = bytearray(mapped)
+        assert ram() - before > 60 * 2**20
+    assert len(held) == 64 * 2**20
 
 
 def test_a_chart_updated_from_the_thread_is_saved_in_the_notebook(tmp_path):

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--low-cpu-mem-usage", action="store_true", help="group offload without pinned copies")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--guidance", action=switch, default=True, help="two passes per step (default: on)")
-    parser.add_argument("--tiling", action=switch, default=None, help="the VAE works in tiles (default: as in the lessons)")
+    parser.add_argument("--tiling", action=switch, default=None, help="the VAE in tiles (default: as in the lessons)")
     parser.add_argument("--decode-alone", action=switch, default=True, help="only the VAE decodes (default: on)")
     parser.add_argument("--chunking", action=switch, default=None, help="SVD's forward chunking (default: on)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")

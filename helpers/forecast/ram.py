@@ -17,7 +17,11 @@ FRAME_BYTES = 3 * (4 + 4 + 1)  # for each pixel: two copies as floats in `postpr
 
 
 def ram_gib(
-    arch: Architecture, placement: Placement, request: Request, low_cpu_mem_usage: bool = False, decode_alone: bool = True
+    arch: Architecture,
+    placement: Placement,
+    request: Request,
+    low_cpu_mem_usage: bool = False,
+    decode_alone: bool = True,
 ) -> dict[str, float]:
     """GiB of RAM at each moment of a lesson, by the moment's name.
 

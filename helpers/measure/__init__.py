@@ -8,7 +8,8 @@
     Comparison([baseline_run, run], budget_gb=12)            # shows itself as a table
     save(record(settings, offload="model", chosen=run, ...), "outputs/ltx_video/run.json")
 
-- The meter: `VRAMMeter`, its `Phase`s and `Sample`s; `release` and `trim` free memory between two measurements.
+- The meter: `VRAMMeter`, its `Phase`s and `Sample`s; `ram` is what the process holds;
+  `release` and `trim` free memory between two measurements.
 - Steps: `StepTimer` times the denoising steps of a pipeline.
 - Comparison: `ModeRun` is one offload mode, measured; `Comparison` shows several in a table and a chart.
 - Records: `record`, `save`, `load`, `records_table`, `versions`.
@@ -20,7 +21,7 @@ from helpers.faces import late
 
 __all__, __getattr__, __dir__ = late(__name__, {
     "comparison": ("SAME_LATENTS", "Comparison", "ModeRun"),
-    "memory": ("release", "trim"),
+    "memory": ("ram", "release", "trim"),
     "meter": ("VRAMMeter",),
     "readout": ("Phase", "Progress", "Sample"),
     "records": ("RECORD_KEYS", "load", "record", "records_table", "save", "versions"),

@@ -17,7 +17,7 @@ The figures, all in GiB (2**30 bytes):
 - *allocated*: the tensors that torch holds on the GPU.
 - *reserved*: what torch's caching allocator has taken from the driver to hold them. This must fit a budget.
 - *device-wide*: what is taken on the whole GPU, including CUDA contexts and other programs.
-- *RAM*: the resident memory of this process. Memory-mapped weights count once they have been touched.
+- *RAM*: what this process holds, pinned memory included. Pages of mapped files do not count (`helpers.measure.ram`).
 
 The first two are exact peaks, kept by the allocator. The last two are sampled: a short peak can be missed.
 """
@@ -30,10 +30,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import psutil
 import torch
 
-from helpers.measure.memory import release
+from helpers.measure.memory import ram, release
 from helpers.measure.readout import Phase, Progress, Readout, Sample
 from helpers.units import GIB
 
@@ -93,7 +92,6 @@ class VRAMMeter:
         self.baseline_ram_gib = 0.0
         self.error: str | None = None
         self._device: int | None = None
-        self._process = psutil.Process()
         self._lock = threading.Lock()  # guards phases, samples and the allocator's peaks
         self._stop = threading.Event()
         self._handle = None
@@ -218,7 +216,7 @@ class VRAMMeter:
     def _sample(self) -> Sample:
         """Add a sample and update the current phase. While the sampler runs, the caller holds the lock."""
         phase = self.phases[-1]
-        sample = Sample(time.perf_counter() - self._started, ram=self._process.memory_info().rss / GIB)
+        sample = Sample(time.perf_counter() - self._started, ram=ram() / GIB)
         if self._device is not None:
             stats = torch.cuda.memory_stats(self._device)
             now = {name: stats[f"{name}_bytes.all.current"] / GIB for name in ("allocated", "reserved")}

@@ -5,9 +5,9 @@ import json
 import time
 from pathlib import Path
 
-import psutil
 import torch
 
+from helpers.measure import ram
 from helpers.models import Architecture, dummy_folder, gguf_path
 from helpers.units import GIB
 
@@ -156,7 +156,7 @@ def measure(model: str, width: int, height: int, frames: int, offload: str, devi
         reserved = torch.cuda.max_memory_reserved() / GIB
     return {
         "peaks": watch.peaks, "seconds": watch.seconds, "step_seconds": watch.steps[-1] - watch.steps[-2],
-        "offload_vae": True, "peak_reserved_gib": reserved, "ram_gib": psutil.Process().memory_info().rss / GIB,
+        "offload_vae": True, "peak_reserved_gib": reserved, "ram_gib": ram() / GIB,
     }  # fmt: skip
 
 
