@@ -1,24 +1,30 @@
 """The checks of a lesson's parameters, of the prompt and of the machine."""
 
 import importlib.metadata
+import json
 import re
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from data.make.clips.sample_clips import SCENES
+from data.make.clips.scenes import prompt_of
 from helpers.clips import Clip, write
+from helpers.clips.sources import SENTENCES
 from helpers.clips.video import ffmpeg
 from helpers.lesson import (
     EnvironmentProblem,
     ParameterError,
     environment,
+    folders,
     one_of,
-    parameters,
     prompt_cut,
     resolve,
     whole,
 )
+from helpers.lesson.folders import fingerprint
 from helpers.models import OFFLOAD_MODES, checkpoints
 
 pytestmark = pytest.mark.lesson
@@ -41,6 +47,7 @@ def given(tmp_path, monkeypatch, film):
         folder.mkdir(parents=True)
         (folder / "model_index.json").write_text("{}")
     (tmp_path / "mine.mp4").write_bytes(film)
+    Image.new("RGB", (64, 36)).save(tmp_path / "photo.png")
     return {
         "clip": "mine.mp4",
         "prompt": "the excavator lifts its bucket",
@@ -123,6 +130,8 @@ def test_valid_parameters(given, changed):
         ),
         ({"offload": None}, "offload=None: give a text in quotes, not NoneType."),
         ({"prompt": "  "}, "prompt is empty: describe what should happen next, for example"),
+        ({"prompt": None}, "prompt=None: only the sample clips have a sentence of their own."),
+        ({"original": "copy", "clip": "photo.png"}, "original='copy': the clip cannot be copied, it is not"),
         ({"prompt": 7}, "prompt=7: give a text in quotes, not int."),
         ({"negative_prompt": 7}, "negative_prompt=7: give a text in quotes, not int."),
         ({"clip": "gone.mp4"}, "clip='gone.mp4': gone.mp4 does not exist"),
@@ -203,7 +212,7 @@ def test_a_lessons_own_word():
 
 def test_in_the_folder_of_the_notebooks_paths_count_from_the_root(given, tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr(parameters, "ROOT", tmp_path)
+    monkeypatch.setattr(folders, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path / "notebooks")
     settings = resolve("ltx_video", given)
     assert settings.out_dir == tmp_path / "outputs" and settings.clip == str(tmp_path / "mine.mp4")
@@ -267,9 +276,8 @@ def test_environment_with_a_card_smaller_than_the_budget(given, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
     machine = environment(resolve("ltx_video", given))
     assert (machine.device, machine.vram_gib) == ("cuda", 8)
-    assert machine.notes == (
-        "the GPU has 8.0 GiB, less than vram_budget_gb=12: its size is the limit",
-    )
+    assert machine.notes[0].startswith("this miniature knows only the world of the sample clips")
+    assert machine.notes[1:] == ("the GPU has 8.0 GiB, less than vram_budget_gb=12: its size is the limit",)
     assert "NVIDIA GeForce RTX 3060, 8.0 GiB" in repr(machine)
 
 
@@ -330,3 +338,27 @@ def test_a_clip_that_cannot_be_read_is_named_with_the_other_parameters(given, tm
     (tmp_path / "mine.mp4").write_bytes(b"no film")
     with pytest.raises(ParameterError, match="(?s)2 parameters.*clip='mine.mp4': mine.mp4 is not a video.*steps=0"):
         resolve("ltx_video", given | {"steps": 0})
+
+
+def test_sample_clips_have_the_sentences_that_they_were_drawn_from(given):
+    assert SENTENCES == {name: prompt_of(*scene[:3]) for name, scene in SCENES.items()}
+    for clip, sentence in SENTENCES.items():
+        assert resolve("ltx_video", given | {"clip": clip, "prompt": None}).prompt == sentence
+
+
+def test_clips_of_one_name_keep_their_results_apart(given, tmp_path, film):
+    for folder in ("A", "B"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.mp4").write_bytes(film + folder.encode())
+    first = resolve("ltx_video", given | {"clip": "A/mine.mp4"})
+    record = {"parameters": {"source": fingerprint(first.clip)}}
+    (first.folder / "run.json").write_text(json.dumps(record))
+    assert resolve("ltx_video", given | {"clip": "A/mine.mp4"}).folder == first.folder
+    second = resolve("ltx_video", given | {"clip": "B/mine.mp4"}).folder
+    assert second == first.folder.with_name("mine_2")
+
+
+def test_a_refused_clip_leaves_no_folder(given, tmp_path):
+    with pytest.raises(ParameterError):
+        resolve("ltx_video", given | {"clip": "gone.mp4"})
+    assert not list(tmp_path.rglob("gone"))

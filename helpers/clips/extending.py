@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -94,31 +96,50 @@ def extend(
     video = probe(clip.path) if is_file else None
     if video is not None and video.is_picture:
         video = None
+    if not 0 <= soften < float("inf"):
+        raise ClipError(f"soften={soften:g}: give seconds, from 0, which changes nothing.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_disk(clip, path)
+        check_disk(clip.path, path)
         with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".joining-") as folder:
             filters = []
             if soften and soft is not None:
                 end = clip.start * (video is not None) + (len(clip) - 1) / clip.fps
                 filters = softening(max(0.0, end - soften), end, soft, clip.size)
             work = _Work(clip, video, pieces, rate, Path(folder), temporary, afterwards, filters)
-            obstacle = "you asked for it" if original == "encode" else _obstacle(video, clip)
+            obstacle = "you asked for it" if original == "encode" else _obstacle(video, clip.size)
             if obstacle is None and filters:
-                obstacle = f"its last {soften:g} s grow softer, as you asked"
+                obstacle = f"its last {min(soften, clip.seconds):g} s grow softer, as you asked"
             made = None
             if obstacle is None:
                 made, obstacle = work.copied()
             how = "encode" if made is None else "copy"
-            join, seconds, silenced = made or work.encoded()
+            made = made or work.encoded()
     except OSError as error:
-        raise ClipError(f"{path} cannot be written: {error}") from error
-    why = f"The clip's own frames are encoded once more, visually lossless: {obstacle}."
+        raise ClipError(f"{path} cannot be written: {error}: choose another out_dir.") from error
     if how == "copy":
-        why = f"The clip's own frames are copied, bit for bit ({video.codec})."
-    if silenced:
-        why += " Its sound is left out, because its times jump."
-    return Extended(path, how, why, join, seconds)
+        sentences = [f"The clip's own frames are copied, bit for bit ({video.codec})."]
+    else:
+        sentences = [f"The clip's own frames are encoded once more, visually lossless: {obstacle}.", *_changes(video)]
+    sentences += [*made.remarks, *(video.notes if video is not None else ())]
+    if video is not None and any(video.left_out):
+        sentences.append(f"Left out: {', '.join(filter(None, video.left_out))}.")
+    return Extended(path, how, " ".join(sentences), made.join, made.seconds)
+
+
+def why_not_copied(path: Path) -> str | None:
+    """Why the packets of a clip's file cannot be copied into a longer one, or `None` if nothing is known against it."""
+    if path.is_dir() or is_photo(path):
+        return _obstacle(None, None)
+    return _obstacle(probe(path), None)
+
+
+class _Made(NamedTuple):
+    """When the new frames begin and end, in seconds, and what to say about the sound."""
+
+    join: float
+    seconds: float
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,16 +155,16 @@ class _Work:
     afterwards: str
     softening: list[str]
 
-    def copied(self) -> tuple[tuple[float, float, bool] | None, str | None]:
-        """When the new frames begin and end, or `None` and the reason why the packets could not be joined."""
+    def copied(self) -> tuple[_Made | None, str | None]:
+        """What was made of the file's own packets, or `None` and the reason why they could not be joined."""
         try:
             film = self.video if self.video.in_mp4 else self._rewrapped()
             return self._joined(film, Look.like(self.video)), None
         except (av.FFmpegError, ValueError, ClipError) as error:
-            return None, f"its packets could not be joined ({error})"
+            return None, getattr(error, "strerror", None) or str(error)
 
-    def encoded(self) -> tuple[float, float, bool]:
-        """When the new frames begin and end after the clip's own were encoded, and whether its sound is left out."""
+    def encoded(self) -> _Made:
+        """What was made after the clip's own frames were encoded."""
         path, clip = self.folder / "film.mp4", self.clip
         look = Look() if self.video is None else look_again(self.video)
         if self.video is None:
@@ -155,31 +176,44 @@ class _Work:
             return self._joined(probe(path), look)
         except (av.FFmpegError, ValueError):
             try:  # where recordings meet, the times of the sound may jump
-                return self._joined(probe(path), look, silent=True)
+                made = self._joined(probe(path), look, silent=True)
+                return made._replace(remarks=("Its sound is left out, because its times jump.",))
             except (av.FFmpegError, ValueError) as error:
                 raise ClipError(f"{self.target.name} cannot be written: {error}") from error
 
-    def _joined(self, film: Video, look: Look, silent: bool = False) -> tuple[float, float, bool]:
-        new_path = self.folder / "new.mp4"
+    def _joined(self, film: Video, look: Look, silent: bool = False) -> _Made:
+        (begin, end), new_path = joining.span(film, self.clip.rate), self.folder / "new.mp4"
         count = encode(new_path, self.pieces(), size=self.clip.size, rate=self.rate, look=look)
         if not count:
             raise ClipError("there are no new frames to join: give at least one.")
-        new, (begin, end), more = probe(new_path), joining.span(film, self.clip.rate), count / self.rate
-        sound, sound_begin = None, Fraction(0)
+        new, more = probe(new_path), count / self.rate
+        sound, sound_begin, remarks = None, Fraction(0), []
         if self.video is not None and self.video.sound is not None and not silent:
-            sound_begin = joining.begin_of(self.video.path, self.video.index)
-            sound = self.video.path, self.video.sound
-            if self.afterwards != "silence" or self.video.sound.codec not in IN_MP4:
-                sound_path, heard = self.folder / "sound.mka", sound_begin + end - begin
-                encode_sound(self.video, sound_path, end=heard, more=more, afterwards=self.afterwards)
-                sound = sound_path, Sound(0, "aac")
+            sound, sound_begin, remarks = self._sound(end - begin, more)
         joining.join(
             film, new, self.target, begin=begin, end=end, rate=self.rate, sound=sound, sound_begin=sound_begin,
             heard=end - begin + (more if self.afterwards == "room" else 0),
+            facts={} if self.video is None else self.video.facts,
+            language="" if self.video is None or self.video.sound is None else self.video.sound.language,
         )  # fmt: skip
         if not joining.joins_cleanly(self.target, end - begin, new):
             raise ClipError("a decoder does not take both parts for one stream")
-        return float(end - begin), float(end - begin + more), silent
+        return _Made(float(end - begin), float(end - begin + more), tuple(remarks))
+
+    def _sound(self, seconds: Fraction, more: Fraction) -> tuple[tuple[Path, Sound] | None, Fraction, list[str]]:
+        """A file and its sound track, the time in it at which the picture begins, and what to say."""
+        own, remarks = self.video.sound, []
+        begin = joining.begin_of(self.video.path, self.video.index)
+        if (longer := own.end - float(begin + seconds)) > 0.1:
+            remarks.append(f"Its sound goes on for {longer:.1f} s after its picture: it ends with the picture.")
+        if self.afterwards == "silence" and own.codec in IN_MP4:
+            return (self.video.path, own), begin, remarks
+        path = self.folder / "sound.mka"
+        try:
+            encode_sound(self.video, path, begin=begin, end=begin + seconds, more=more, afterwards=self.afterwards)
+        except ClipError as error:
+            return None, begin, [f"Its sound is left out: {error}."]
+        return (path, Sound(0, "aac")), Fraction(0), [*remarks, "Its sound is encoded again (AAC)."]
 
     def _rewrapped(self) -> Video:
         """The same packets in an mp4 file: with both times, and with the codec's parameters outside the frames."""
@@ -191,8 +225,18 @@ class _Work:
         return probe(path)
 
 
-def _obstacle(video: Video | None, clip: Clip) -> str | None:
-    """Why the packets of a file cannot be copied, or `None` if they can."""
+def _changes(video: Video | None) -> list[str]:
+    """What a clip loses besides: the results are what every player takes, 8 bits and colours at half the size."""
+    if video is None:
+        return []
+    changes = ["HDR becomes BT.709"] if video.colour.hdr else ["its wide gamut becomes BT.709"] * video.colour.wide
+    changes += ["each colour has 8 bits"] if re.search("p1[0-6]|48|64", video.pixel_format) else []
+    changes += [] if "420" in video.pixel_format else ["colours have half the size (4:2:0)"]
+    return [f"In the result, {', and '.join(changes)}."] if changes else []
+
+
+def _obstacle(video: Video | None, size: tuple[int, int] | None) -> str | None:
+    """Why the packets of a file cannot be copied, or `None` if they can; `size` is that of the clip's frames."""
     if video is None:
         return "it is not a video file"
     if not video.decodes or video.codec not in ENCODERS:
@@ -205,7 +249,7 @@ def _obstacle(video: Video | None, clip: Clip) -> str | None:
         "it is interlaced": video.interlaced,
         "it is transparent": video.transparent,
         "it is mirrored": video.mirrored,
-        "its size changes in the middle": video.changes_size or video.shown_size != clip.size,
+        "its size changes in the middle": video.changes_size or size not in (None, video.shown_size),
         "its frames have no times": not video.timed,
     }.items():
         if found:
@@ -213,9 +257,9 @@ def _obstacle(video: Video | None, clip: Clip) -> str | None:
     return None
 
 
-def _check_disk(clip: Clip, path: Path) -> None:
+def check_disk(source: Path | None, path: Path) -> None:
     """Raise a ClipError if the disk has no room for the clip, a copy while it is made, and the new frames."""
-    size = clip.path.stat().st_size if clip.path is not None and clip.path.is_file() else 0
+    size = source.stat().st_size if source is not None and source.is_file() else 0
     needed, free = 2 * size + 64 * 2**20, shutil.disk_usage(path.parent).free
     if free < needed:
         raise ClipError(

@@ -87,4 +87,4 @@ def _along_motion(path: np.ndarray, fps: float, to_fps: float) -> np.ndarray:
     done = subprocess.run(command, input=path.tobytes(), capture_output=True, check=False)
     if done.returncode:
         raise ClipError(f"ffmpeg cannot interpolate these frames: {done.stderr.decode(errors='replace').strip()}")
-    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3).copy()

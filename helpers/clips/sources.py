@@ -11,6 +11,11 @@ from helpers.clips.clip import ClipError
 
 CLIPS = Path(__file__).resolve().parents[2] / "data" / "clips"
 CONTINUES = "_continues"
+SENTENCES = {  # what happens next in the bundled clips
+    "excavator": "the excavator lowers its arm and digs",
+    "wheel_loader": "the wheel loader drives to the right slowly",
+    "wood_chipper": "the wood chipper throws chips to the left",
+}
 PICTURES = {".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 

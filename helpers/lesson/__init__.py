@@ -15,9 +15,8 @@ from helpers.faces import late
 __all__, __getattr__, __dir__ = late(__name__, {
     "values": ("ParameterError", "inside", "one_of", "whole"),
     "parameters": ("ENCODE_WAYS", "Settings", "resolve"),
-    "machine": ("Environment", "EnvironmentProblem", "environment", "quiet_libraries"),
+    "machine": ("Environment", "EnvironmentProblem", "environment", "preview_download", "quiet_libraries"),
     "kernels": ("use_onednn",),
-    "downloads": ("preview_download",),
     "cache": ("CachedEmbeddings", "SavedLatents"),
     "prompts": ("encode_prompts", "encoder_for", "encoder_from_files", "prompt_cut"),
     "offloading": ("offload_in_groups", "offload_sequentially"),

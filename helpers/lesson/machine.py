@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from helpers.charts.table import ShownAsTable, Table
 from helpers.clips.clip import ClipError
+from helpers.clips.sources import SENTENCES
 from helpers.clips.video.ffmpeg import ffmpeg_path
 from helpers.lesson.parameters import Settings
+from helpers.models import downloads
 from helpers.units import GIB
 
 # The oldest releases that have everything the lessons import and the miniatures' tokenizers need.
@@ -109,6 +113,11 @@ def environment(settings: Settings | None = None) -> Environment:
 
 def _notes(settings: Settings | None, vram: float | None, ram_available: float) -> tuple[str, ...]:
     notes = []
+    if settings and settings.weights == "miniature" and settings.clip not in SENTENCES:
+        notes.append(
+            "this miniature knows only the world of the sample clips, and your clip will not go on sensibly: for real "
+            "pictures, set weights='pretrained'"
+        )
     if vram is None:
         notes.append("without CUDA everything runs on the CPU, and VRAM figures are forecasts")
     elif settings and settings.vram_budget_gb and vram < settings.vram_budget_gb:
@@ -145,6 +154,25 @@ def _version(package: str) -> str:
 def _release(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: (0, 42) for "0.42.1.dev0"; () for a missing package."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def preview_download(settings: Settings, video_half: Mapping[str, Any], **options: Any) -> downloads.DownloadPreview:
+    """Preview the download of a lesson's checkpoint: its text half and its video half are never in RAM together.
+
+    Args:
+        video_half: The data types of the components that are loaded together to make the video, by name.
+        options: `without` and `variant` of `helpers.models.preview_download`.
+
+    Raises:
+        DownloadError: As `helpers.models.preview_download` does.
+    """
+    import torch
+
+    in_ram = "text_encoder" in settings.model.parameters and settings.encode == "fp32"
+    text_half = {"text_encoder": torch.float32} if in_ram else {}
+    return downloads.preview_download(
+        settings.checkpoint, in_memory=[text_half, video_half], ram_budget_gb=settings.ram_budget_gb, **options
+    )
 
 
 def quiet_libraries() -> None:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from helpers.clips.extending import ORIGINALS
 from helpers.clips.fitting import FITS
 from helpers.clips.reading import shown_size
 from helpers.clips.resampling import WAYS
-from helpers.clips.sources import find
+from helpers.clips.sources import SENTENCES, find
 from helpers.clips.video.sound import AFTERWARDS
 from helpers.lesson import values
+from helpers.lesson.folders import from_root, joining_problems, writable
 from helpers.lesson.values import ParameterError
 from helpers.models.catalogue import OFFLOAD_MODES, Model, model
 from helpers.models.checkpoints import Checkpoint, checkpoint
@@ -27,7 +28,6 @@ from helpers.models.checkpoints import Checkpoint, checkpoint
 MAX_SEED = 2**63 - 1  # the largest positive number that torch.Generator.manual_seed takes
 MAX_SOFTEN = 10  # seconds
 ENCODE_WAYS = ("fp32", "layer_by_layer")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         value = given(name)
         return getattr(defaults, name) if value is None else value
 
-    prompt = _prompt(problems, entry, given("prompt"), bool(given("ignore_prompt")))
+    prompt = _prompt(problems, entry, given("prompt"), clip, bool(given("ignore_prompt")))
     negative = given("negative_prompt")
     negative = values.text(problems, "negative_prompt", "" if negative is None else negative)
 
@@ -223,8 +223,13 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         name: _budget(problems, name, given(name), meaning)
         for name, meaning in (("vram_budget_gb", "the whole card"), ("ram_budget_gb", "no check"))
     }
-    folder = _writable(problems, given("out_dir"), Path(entry.name) / _clip_folder(clip))
+    folder = writable(problems, given("out_dir"), Path(entry.name), clip)
+    if clip_size is not None and folder is not None:
+        problems += joining_problems(find(clip), folder, original)
     if problems:
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()  # only succeeds if it is empty
         count = "1 parameter cannot" if len(problems) == 1 else f"{len(problems)} parameters cannot"
         raise ParameterError("\n- ".join([f"{count} be used:", *problems]))
     return Settings(
@@ -236,29 +241,23 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
 
 
 def _found(clip: str) -> str:
-    """The clip's name or path. A relative path counts from the current folder, then as in `_from_root`."""
-    from_root = _from_root(Path(clip).expanduser())
-    if not Path(clip).expanduser().exists() and from_root.exists():
-        clip = str(from_root)
+    """The clip's name or path. A relative path counts from the current folder, then as in `from_root`."""
+    path = from_root(Path(clip).expanduser())
+    if not Path(clip).expanduser().exists() and path.exists():
+        clip = str(path)
     find(clip)
     return clip
 
 
-def _clip_folder(clip: str | None) -> str:
-    """A folder's name for the results of a clip: the clip's name, and for a result that goes on, its folder's name."""
-    path = Path(clip or "clip").expanduser()
-    return f"{path.absolute().parent.name}_{path.stem}" if path.stem == "continued" else path.stem
-
-
-def _from_root(path: Path) -> Path:
-    """In the folder of the notebooks, where JupyterLab runs them, relative paths count from the project's root.
-
-    So `outputs` is one folder, whether a lesson runs in JupyterLab, with `make run` or with papermill.
-    """
-    return ROOT / path if Path.cwd() == ROOT / "notebooks" and not path.is_absolute() else path
-
-
-def _prompt(problems: list[str], entry: Model, prompt: Any, ignore: bool) -> str | None:
+def _prompt(problems: list[str], entry: Model, prompt: Any, clip: str | None, ignore: bool) -> str | None:
+    if prompt is None:
+        prompt = "" if entry.max_prompt_tokens is None else SENTENCES.get(clip)
+        if prompt is None:
+            problems.append(
+                "prompt=None: only the sample clips have a sentence of their own. Say what happens next in your clip, "
+                'for example "the dog jumps over the fence".'
+            )
+        return prompt
     prompt = values.text(problems, "prompt", prompt)
     if prompt is None:
         return None
@@ -284,19 +283,3 @@ def _budget(problems: list[str], name: str, value: Any, meaning: str) -> float |
     if budget is not None and budget <= 0:
         problems.append(f"{name}={value:g}: give more than 0 GiB, or None for {meaning}.")
     return budget
-
-
-def _writable(problems: list[str], out_dir: Any, below: Path) -> Path | None:
-    """Create the folder `below` in `out_dir`, and try to write there. Return it, or `None` after noting the problem."""
-    if not isinstance(out_dir, str | Path) or not str(out_dir):
-        problems.append(f"out_dir={out_dir!r}: give the path of a folder in quotes.")
-        return None
-    folder = _from_root(Path(out_dir).expanduser()) / below
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        problems.append(f"out_dir={str(out_dir)!r}: cannot write to {folder} ({error.strerror}); give another folder.")
-        return None
-    return folder

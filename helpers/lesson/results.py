@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,9 @@ from helpers.clips.joining import Seam, carry_detail, carry_grain, match_colour,
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth
 from helpers.clips.resampling import at_rate, resample
+from helpers.clips.sources import SENTENCES
 from helpers.lesson.cache import SavedLatents
+from helpers.lesson.folders import fingerprint
 from helpers.lesson.parameters import Settings
 from helpers.measure.comparison import ModeRun
 from helpers.measure.meter import VRAMMeter
@@ -70,14 +72,26 @@ def extend_clip(
     end = Clip(np.concatenate([ending, new_at_rate]), float(rate), name=f"the end of {made.path.name}")
     picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
     print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
+    remarks = list(_remarks(source, rate, settings))
+    print(*remarks, sep="\n", end="\n" * bool(remarks))
     print(f"the last {end.seconds:.1f} s, small:")
     show(end)
     joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, large(new_at_rate[:1])[0])
     print(f"{joined}\nsharpness of the first new frame: {sharp:.0%} of the clip's last one")
     return {
-        "original": made.how, "join_seconds": made.join, "seconds": made.seconds, "sharpness_kept": sharp,
-        "seam": asdict(joined), "seam_before_correction": asdict(before),
+        "original": made.how, "remarks": [made.why, *remarks], "join_seconds": made.join, "seconds": made.seconds,
+        "sharpness_kept": sharp, "seam": asdict(joined), "seam_before_correction": asdict(before),
     }  # fmt: skip
+
+
+def _remarks(source: Clip, rate: Fraction, settings: Settings) -> Iterator[str]:
+    if rate != source.rate and len(source) > 1:
+        yield f"Your clip has {source.fps:g} frames a second, too few for motion: the new ones come {rate} a second."
+    if settings.weights == "miniature" and settings.clip not in SENTENCES:
+        yield (
+            "The miniature knows only the world of the sample clips. For real pictures set weights to 'pretrained': "
+            "-p weights pretrained"
+        )
 
 
 def carry_over(frames: np.ndarray, past: Clip, settings: Settings) -> tuple[np.ndarray, Seam]:
@@ -149,6 +163,7 @@ def record_run(
     decode: VRAMMeter,
     encode_prompt: VRAMMeter | None = None,
     joined: dict[str, object] | None = None,
+    parameters: Mapping[str, object] | None = None,
     **extra: object,
 ) -> Path:
     """Write the record of the run, `run.json`, into the lesson's folder.
@@ -158,6 +173,7 @@ def record_run(
         saved: The latents of the run; their notes say which mode made them, and what the meter measured.
         encode_prompt, decode: The meters of these stages.
         joined: What `extend_clip` returned.
+        parameters: The lesson's own parameters, by name.
         extra: More keys for the record.
 
     Returns:
@@ -169,6 +185,12 @@ def record_run(
     stages = {"denoise": notes["meter"]["phases"][-1]["seconds"], "decode": decode.seconds}
     if encode_prompt is not None:
         stages = {"encode_prompt": encode_prompt.seconds, **stages}
+    rest = {
+        name: getattr(settings, name)
+        for name in (
+            "negative_prompt", "fit", "encode", "resample", "colour_match", "original", "sound", "soften", "revision",
+        )
+    }  # fmt: skip
     made = record(
         settings,
         offload=notes["offload"],
@@ -180,6 +202,7 @@ def record_run(
         forecast=chosen.forecast_gib,
         vram_cap_gib=None if decode.peak_allocated_gib is None else settings.vram_budget_gb,
         joined=joined,
+        parameters=rest | {"source": fingerprint(settings.clip)} | dict(parameters or {}),
         **extra,
     )
     return save(made, settings.folder / "run.json")

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -63,8 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"Done in {run.seconds:.0f} s.")
     for path in run.written:
         print(f"  {RESULTS[path.name]:<9}{shown_path(path)}")
+    for path in run.written:
+        if path.name == "run.json":
+            for sentence in remarks_in(path):
+                print(f"  {sentence}")
     print(f"  {'notebook':<9}{shown_path(run.notebook)}")
     return 0
+
+
+def remarks_in(record: Path) -> list[str]:
+    """What a reader should know of a result, a sentence each: how the clip was kept, for example."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))["joined"]["remarks"]
+    except (ValueError, KeyError, TypeError):  # of a reader's own lesson
+        return []
 
 
 def from_here(value: Any) -> Any:

@@ -29,10 +29,14 @@ class Sound:
     Attributes:
         index: The stream's number in the file.
         codec: Its name in ffmpeg, "aac" for example.
+        language: Three letters, or "".
+        end: When it ends, in the file's time in seconds; 0 if the file does not say.
     """
 
     index: int
     codec: str
+    language: str = ""
+    end: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Video:
         is_picture: Whether it is a single picture, which has no rate.
         sound: The sound track, or `None`.
         notes: What a reader should know, a sentence each.
+        facts: What the file says of itself, its title or place for example.
+        left_out: What else is in it, "subtitles" for example, which no result keeps.
         decodes: Whether PyAV can decode it; the ffmpeg program may do more.
     """
 
@@ -86,6 +92,8 @@ class Video:
     is_picture: bool
     sound: Sound | None
     notes: tuple[str, ...]
+    facts: dict[str, str]
+    left_out: tuple[str, ...]
     decodes: bool
 
     @property
@@ -157,6 +165,8 @@ def _video(path: Path, file: av.container.InputContainer) -> Video:
         is_picture=is_picture,
         sound=sound,
         notes=notes,
+        facts=dict(file.metadata),
+        left_out=tuple(dict.fromkeys(_left_out(file, stream.index, sound))),
         decodes=frame is not None,
     )
 
@@ -190,7 +200,26 @@ def _sound(path: Path, file: av.container.InputContainer) -> tuple[Sound | None,
     notes = ()
     if stream is not tracks[0]:
         notes = (f"the default sound track of {path.name} cannot be decoded: track {stream.index} is used instead.",)
-    return Sound(stream.index, stream.codec_context.codec.canonical_name), notes
+    codec, times = stream.codec_context.codec.canonical_name, (stream.start_time, stream.duration)
+    end = 0.0 if None in times else float(sum(times) * stream.time_base)
+    return Sound(stream.index, codec, stream.metadata.get("language", ""), end), notes
+
+
+def _left_out(file: av.container.InputContainer, picture: int, sound: Sound | None) -> Iterator[str]:
+    """What a file holds besides the picture and the sound that are used."""
+    for stream in file.streams:
+        if stream.index == picture or sound is not None and stream.index == sound.index:
+            continue
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            yield "a cover picture"
+        elif stream.type == "data":
+            yield "a time code" if "timecode" in stream.metadata else "data"
+        elif stream.type == "audio" and sound is not None:
+            yield "other sound tracks"
+        else:
+            yield {"video": "other pictures", "subtitle": "subtitles", "attachment": "attachments"}.get(stream.type, "")
+    if file.chapters():
+        yield "chapters"
 
 
 def _transparent(stream: av.video.stream.VideoStream, frame: av.VideoFrame | None) -> bool:

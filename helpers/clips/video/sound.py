@@ -18,13 +18,15 @@ RATE = 48_000  # samples a second of encoded sound
 FADE = 0.5  # seconds
 
 
-def encode_sound(video: Video, path: Path, *, end: Fraction, more: Fraction, afterwards: str) -> None:
-    """Encode the sound of a file as AAC, with its own times.
+def encode_sound(
+    video: Video, path: Path, *, begin: Fraction, end: Fraction, more: Fraction, afterwards: str
+) -> None:
+    """Encode the sound of a file as AAC; its time 0 is when the picture begins.
 
     Args:
         video: The file and its sound track.
         path: The file to write, `.mka`.
-        end: When the clip's own picture ends, in the file's time in seconds.
+        begin, end: When the clip's own picture begins and ends, in the file's time in seconds.
         more: How long the new frames play, in seconds.
         afterwards: One of `AFTERWARDS`: "silence"; "fade", the sound fades out before the new frames; or "room", the
             last second goes on as a loop with cross-fades.
@@ -33,21 +35,25 @@ def encode_sound(video: Video, path: Path, *, end: Fraction, more: Fraction, aft
         ClipError: If ffmpeg fails; the message gives its reason.
     """
     track = f"[0:{video.sound.index}]"
-    graph = f"{track}aresample={RATE}:async=1,aformat=channel_layouts=stereo|mono,atrim=end={float(end):.6f}"
+    seconds = float(end - begin)
+    # From the picture's beginning to its end, with silence where there is no sound.
+    graph = f"{track}asetpts=PTS-{float(begin):.6f}/TB,atrim=start=0,aresample={RATE}:async=1:first_pts=0"
+    graph += f",atrim=end={seconds:.6f},aformat=channel_layouts=mono|stereo|5.1"
     loop = None
     if afterwards == "fade":
-        graph += f",afade=t=out:st={float(end) - FADE:.6f}:d={FADE}"
+        fade = min(FADE, seconds)
+        graph += f",afade=t=out:st={seconds - fade:.6f}:d={fade:.6f}"
     elif afterwards == "room" and (loop := _room_tone(video, end, more)) is not None:
         # The loop begins with what the cross-fade needs.
         pcm = f"aformat=sample_rates={RATE}:channel_layouts=stereo,asetpts=N/SR/TB"
         graph = f"{graph},aformat=channel_layouts=stereo,asetpts=PTS[a];[1:a]{pcm}[b];[a][b]acrossfade=d={FADE}"
-    command = [ffmpeg_path(), "-v", "error", "-y", "-copyts", "-i", f"file:{video.path}"]
+    command = [ffmpeg_path(), "-v", "error", "-y", "-max_error_rate", "1", "-copyts", "-i", f"file:{video.path}"]
     if loop is not None:
         command += ["-f", "f32le", "-ar", str(RATE), "-ac", "2", "-i", "-"]
     command += ["-filter_complex", graph, "-c:a", "aac", "-b:a", "192k", f"file:{path}"]
     status, reason = run(command, None if loop is None else loop.data.cast("B"))
     if status:
-        raise ClipError(f"the sound of {video.path.name} cannot be encoded: {reason}")
+        raise ClipError(f"the sound of {video.path.name} cannot be encoded: {reason.splitlines()[-1]}")
 
 
 def _room_tone(video: Video, end: Fraction, more: Fraction) -> np.ndarray | None:
