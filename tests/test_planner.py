@@ -1,12 +1,14 @@
 """The planner: which mode to use, how far the video can grow, and the controls that redraw the forecast."""
 
 import json
+import re
 import threading
 
 import pytest
 
-from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, forecasts, plan
+from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, forecast, forecasts, plan
 from helpers.forecast.__main__ import main
+from tests.notebook_style import ROOT
 
 pytestmark = pytest.mark.forecast
 
@@ -171,3 +173,20 @@ def test_the_command_line_judges(capsys):
 def test_the_command_line_refuses_what_makes_no_sense(arguments, expected, capsys):
     assert main(arguments) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_readmes_cards_hold_what_it_says():
+    """Each "TITLE WxHxF ... with `mode`" in the README's table of cards fits its card."""
+    names = {"LTX-Video": "ltx_video", "CogVideoX-5B": "cogvideox_5b_i2v", "TI2V-5B": "wan22_ti2v_5b",
+             "A14B": "wan22_i2v_a14b", "Stable Video Diffusion": "svd_xt"}  # fmt: skip
+    rows = re.findall(r"^\| (\d+) GiB \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert [int(card) for card, _ in rows] == [4, 6, 8, 12]
+    claims = 0
+    for card, text in rows:
+        for part in re.findall(r"([^;`]+?) with `(\w+)`", text):
+            for title, *size in re.findall(rf"({'|'.join(names)}) (\d+)x(\d+)x(\d+)", part[0]):
+                width, height, frames = map(int, size)
+                one = forecast(names[title], offload=part[1], width=width, height=height, num_frames=frames)
+                assert one.fits(float(card)), (card, title, size, part[1])
+                claims += 1
+    assert claims == 9

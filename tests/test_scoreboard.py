@@ -1,4 +1,4 @@
-"""The scoreboard: rows from records, the table and the charts, and the README's section that a command writes."""
+"""The scoreboard: rows from records, the table and the charts, and the page that a command writes."""
 
 import json
 import re
@@ -258,10 +258,10 @@ def test_the_same_moments_of_each_models_clip(tmp_path):
     assert name == "SVD XT" and np.abs(shown.mean(axis=(1, 2, 3)) / 5 - [29, 35, 41, 47]).max() < 1
 
 
-# --- the README ---
+# --- the page of the measurements ---
 
 
-def test_the_readme_is_what_the_command_would_write(capsys):
+def test_the_page_is_what_the_command_would_write(capsys):
     status = command.main(["--check"])
     assert status == 0, f"run `python -m data.make.measurements.readme_section`: {capsys.readouterr().out}"
 
@@ -270,11 +270,12 @@ def test_the_command_writes_the_section_and_the_charts_and_nothing_else(data, ca
     data(svd_xt=a_record())
     monkeypatch.setattr(command, "ROOT", tmp_path)
     monkeypatch.setattr(command.wanted, "__defaults__", (tmp_path,))
-    (tmp_path / "README.md").write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    page = tmp_path / command.PAGE
+    page.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
     assert command.main(["--check"]) == 1 and "README.md is outdated" in capsys.readouterr().out
-    assert "old" in (tmp_path / "README.md").read_text()
+    assert "old" in page.read_text()
     assert command.main([]) == 0 and command.main(["--check"]) == 0
-    text = (tmp_path / "README.md").read_text()
+    text = page.read_text()
     assert text.startswith(f"before\n{command.BEGIN}\n\nThe five") and text.endswith(f"{command.END}\nafter\n")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 7 + 2 and "| LTX-Video 768x512x121 | **7.4** · 1.00×" in text
@@ -291,12 +292,12 @@ def test_the_command_writes_the_section_and_the_charts_and_nothing_else(data, ca
         (f"{command.BEGIN}\n{command.END}\n" * 2, "one pair of markers"),
     ],
 )
-def test_a_readme_without_its_markers_is_left_alone(data, monkeypatch, tmp_path, capsys, readme, expected):
+def test_a_page_without_its_markers_is_left_alone(data, monkeypatch, tmp_path, capsys, readme, expected):
     data()
     monkeypatch.setattr(command.wanted, "__defaults__", (tmp_path,))
-    (tmp_path / "README.md").write_text(readme)
+    (tmp_path / command.PAGE).write_text(readme)
     assert command.main([]) == 1 and expected in capsys.readouterr().err
-    assert (tmp_path / "README.md").read_text() == readme and not list((tmp_path / "data/pictures").iterdir())
+    assert (tmp_path / command.PAGE).read_text() == readme and not list((tmp_path / "data/pictures").iterdir())
 
 
 def test_without_records_or_runs_the_command_says_so(data, monkeypatch, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Write the README's section about the measurements, with its two charts, and the contact sheet of the clips.
+"""Write the tables of the page about the measurements, with its two charts, and the contact sheet of the clips.
 
 python -m data.make.measurements.readme_section                  # the section between its markers, and two charts
 python -m data.make.measurements.readme_section --check          # writes nothing and lists the files that are outdated
@@ -25,12 +25,13 @@ from .set_ups import BUDGET_GIB
 
 BEGIN = "<!-- scoreboard: written by `python -m data.make.measurements.readme_section` -->"
 END = "<!-- scoreboard: end -->"
+PAGE = Path("data") / "measurements" / "README.md"
 PICTURES = ("scoreboard_peaks.svg", "scoreboard_time.svg")
 COLOURS = 128  # of the contact sheet: enough for drawn frames, in a small file
 
 
 def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
-    """The README's section in Markdown: a table of the modes, the charts, and the whole runs within the budget."""
+    """The section in Markdown: a table of the modes, the charts, and the whole runs within the budget."""
     device, names = rows[0].device, dict.fromkeys(row.set_up for row in rows)
     lines = [
         f"The five models at full size with random weights, in every mode, on one {device.removeprefix('NVIDIA ')}. "
@@ -47,8 +48,8 @@ def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {'' if baseline is None else f'{baseline:.3g} s'} |")
     lines += [
         "",
-        f"![Peak VRAM of the set-ups in every offload mode, against {BUDGET_GIB:g} GiB](data/pictures/{PICTURES[0]})",
-        f"![Time of a denoising step in every mode, relative to the baseline](data/pictures/{PICTURES[1]})",
+        f"![Peak VRAM of the set-ups in every offload mode, against {BUDGET_GIB:g} GiB](../pictures/{PICTURES[0]})",
+        f"![Time of a denoising step in every mode, relative to the baseline](../pictures/{PICTURES[1]})",
     ]
     if any(row.swap for row in rows):
         note = "In `model` offload, A14B's two experts are swapped once per clip; the ratio spreads it over all steps."
@@ -74,7 +75,7 @@ def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
     lines += [
         "",
         "`python -m data.make.measurements.lessons` runs the lessons on your own GPU and adds its record. "
-        "[Lesson 06](notebooks/06_scoreboard.ipynb) compares these figures with your runs.",
+        "[Lesson 06](../../notebooks/06_scoreboard.ipynb) compares these figures with your runs.",
     ]
     return "\n".join(lines)
 
@@ -106,32 +107,32 @@ def charts(rows: Sequence[Row]) -> dict[str, str]:
     return {PICTURES[0]: peaks.svg + "\n", PICTURES[1]: time.svg + "\n"}
 
 
-def with_section(readme: str, text: str) -> str:
-    """`readme` with `text` between its markers.
+def with_section(page: str, text: str) -> str:
+    """`page` with `text` between its markers.
 
     Raises:
         ValueError: If there is not exactly one pair of markers.
     """
     pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.S)
-    if len(pattern.findall(readme)) != 1:
-        raise ValueError(f"README.md needs exactly one pair of markers: {BEGIN} and {END}")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", readme)
+    if len(pattern.findall(page)) != 1:
+        raise ValueError(f"{PAGE.as_posix()} needs exactly one pair of markers: {BEGIN} and {END}")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page)
 
 
 def wanted(root: Path = ROOT) -> dict[Path, str]:
     """The text of each file that the command writes.
 
     Raises:
-        ValueError: If there are no measurements, or README.md lacks its markers.
+        ValueError: If there are no measurements, or the page lacks its markers.
     """
     rows = of_the_table(measured(root / "data"))
     if not rows:
         raise ValueError(f"{root / 'data' / 'measurements'} has no record of a measured set-up")
-    readme = root / "README.md"
+    page = root / PAGE
     whole = [one for one in whole_runs(root / "data") if one["device"] == rows[0].device]
-    text = with_section(readme.read_text(encoding="utf-8"), section(rows, whole))
+    text = with_section(page.read_text(encoding="utf-8"), section(rows, whole))
     drawn = {root / "data" / "pictures" / name: content for name, content in charts(rows).items()}
-    return {readme: text, **drawn}
+    return {page: text, **drawn}
 
 
 def contact_sheet(folder: Path) -> Path:
