@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from helpers.run_lesson.running import check_parameters, find_lesson
 from tests.notebook_style import ROOT, notebooks, repository
 
 MB = 10**6
@@ -135,3 +138,39 @@ def test_no_file_is_too_large():
 @pytest.mark.parametrize("folder, most", FOLDERS.items())
 def test_no_folder_is_too_large(folder, most):
     assert sum(path.stat().st_size for path in in_git() if (ROOT / folder) in path.parents) <= most
+
+
+def test_the_ten_questions_are_answered_where_the_guide_says():
+    guide = read("CONTRIBUTING.md")
+    questions = re.findall(r"^(\d+)\. .+?\((\d\d), \"(.+?)\"\)", guide.split("## Ten questions")[1], re.M | re.S)
+    assert [int(number) for number, *_ in questions] == list(range(1, 11))
+    for _, lesson, heading in questions:
+        (path,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
+        headings = [
+            line.lstrip("# ") for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"
+            for line in cell.source.splitlines() if line.startswith("#")
+        ]  # fmt: skip
+        assert heading in headings, (lesson, heading)
+
+
+def test_the_readmes_commands_are_ones_that_exist(tmp_path, monkeypatch):
+    """Every line of the README's blocks, from another folder: targets of make, parameters of the lesson, the forecast."""
+    blocks = re.findall(r"```bash\n(.*?)```", read("README.md"), re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    assert len(lines) == 4 and len(read("README.md").splitlines()) <= 120
+    (tmp_path / "my_clip.mp4").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", read("Makefile"), re.M), line
+            given = shlex.split(words[2].removeprefix("ARGS=")) if len(words) > 2 else []
+            names = dict(zip(given[1::3], given[2::3], strict=True))
+            assert set(given[::3]) <= {"-p"}
+            check_parameters(find_lesson("01_ltx_video"), names)
+        else:
+            done = subprocess.run(
+                [sys.executable, *words[1:]], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0 and "It fits: group_" in done.stdout, done.stderr

@@ -44,7 +44,9 @@ MATRIX = {
     "04_stable_video_diffusion": {"defaults": {}},
     "05_cogvideox_5b_i2v": {
         "defaults": {},
-        "own clip": {"clip": "OWN", "offload": "sequential", "steps": 2, "fit": "pad", "resample": "blend"},
+        "own clip": {
+            "clip": "OWN", "offload": "sequential", "steps": 2, "fit": "pad", "resample": "blend", "prompt": "it digs",
+        },
     },
     "06_scoreboard": {"defaults": {}},
 }  # fmt: skip

@@ -25,6 +25,7 @@ from helpers.scoreboard import (
     grouped_bars,
     measured,
     of_the_table,
+    published_forecasts,
     seed_rows,
     table,
     trade_off,
@@ -261,6 +262,27 @@ def test_the_same_moments_of_each_models_clip(tmp_path):
 # --- the page of the measurements ---
 
 
+def test_a_set_up_has_one_peak_wherever_it_is_shown():
+    """The lessons' measured peaks, today's forecasts, and the RAM that each lesson asks for."""
+    rows = of_the_table(measured())
+    assert len({row.set_up for row in rows}) == 6 and not [row for row in rows if row.missed]
+    for (name, *size), modes in published_forecasts().items():
+        today = forecast.forecasts(name, width=size[0], height=size[1], num_frames=size[2], gpu="RTX 4070 Ti")
+        for mode, one in today.items():
+            if not one.fails:
+                assert modes[mode]["peak_vram_gib"] == pytest.approx(one.peak_vram_gib, abs=0.005), (name, size, mode)
+                assert modes[mode]["peak_ram_gib"] == pytest.approx(one.peak_ram_gib, abs=0.05), (name, size, mode)
+
+
+def test_each_lesson_asks_for_the_ram_that_is_forecast():
+    for path in sorted((ROOT / "notebooks").glob("0[1-5]*.ipynb")):
+        asked = float(re.search(r"\| RAM \| 2 GiB \| (\d+) GiB", path.read_text(encoding="utf-8"))[1])
+        sizes = [(one.model, *one.size) for one in SET_UPS.values() if one.lesson == path.stem]
+        own = [published_forecasts()[size] for size in sizes]
+        needed = max(min(one["peak_ram_gib"] for one in modes.values() if "fails" not in one) for modes in own)
+        assert needed <= asked + 0.5 and asked <= 1.5 * needed, (path.stem, asked, needed)
+
+
 def test_the_page_is_what_the_command_would_write(capsys):
     status = command.main(["--check"])
     assert status == 0, f"run `python -m data.make.measurements.readme_section`: {capsys.readouterr().out}"
@@ -279,7 +301,7 @@ def test_the_command_writes_the_section_and_the_charts_and_nothing_else(data, ca
     assert text.startswith(f"before\n{command.BEGIN}\n\nThe five") and text.endswith(f"{command.END}\nafter\n")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 7 + 2 and "| LTX-Video 768x512x121 | **7.4** · 1.00×" in text
-    assert "| SVD XT 1024x576x25 | model | 9.2 GiB | 10 GiB | 24 GiB | – | 0.8 s | 2 s | 2 of 2 modes |" in text
+    assert "| SVD XT 1024x576x25 | model | 9.2 GiB | 10 GiB | – | 0.8 s | 2 s | 2 of 2 modes |" in text
     for name in command.PICTURES:
         ElementTree.parse(tmp_path / "data/pictures" / name)
 

@@ -9,6 +9,7 @@ python -m data.make.measurements.readme_section --clips outputs  # data/pictures
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,16 @@ from PIL import Image
 from data.make import ROOT
 from helpers import clips
 from helpers.models import OFFLOAD_MODES
-from helpers.scoreboard import Row, by_set_up, continuations, grouped_bars, measured, of_the_table, whole_runs
+from helpers.scoreboard import (
+    Row,
+    by_set_up,
+    continuations,
+    grouped_bars,
+    measured,
+    of_the_table,
+    published_forecasts,
+    whole_runs,
+)
 
 from .set_ups import BUDGET_GIB
 
@@ -30,7 +40,31 @@ PICTURES = ("scoreboard_peaks.svg", "scoreboard_time.svg")
 COLOURS = 128  # of the contact sheet: enough for drawn frames, in a small file
 
 
-def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
+def ram_table(data: Path) -> list[str]:
+    """RAM that whole lessons held in each stage, beside the forecast of the highest; no lines without a record."""
+    forecasts, lines = published_forecasts(data), []
+    for path in sorted((data / "measurements").glob("ram_*.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        lines += [
+            "",
+            f"RAM that the process held in whole lessons, on one {rows[0]['device'].removeprefix('NVIDIA ')}, in GiB. "
+            "Pinned copies count, and pages of mapped files do not, because the system can drop them: it reads them "
+            "again. The forecast counts all weights, mapped or not.",
+            "",
+            "| | mode | prompt | steps | decode | forecast of the highest |",
+            "|---" * 6 + "|",
+        ]
+        order = list(forecasts)
+        size_of = {id(row): (row["model"], row["width"], row["height"], row["num_frames"]) for row in rows}
+        for row in sorted(rows, key=lambda row: order.index(size_of[id(row)])):
+            size, held = size_of[id(row)], row["ram_gib"]
+            cells = [_figure(held.get(stage), "") for stage in ("encode_prompt", "generate", "decode")]
+            most = forecasts[size][row["offload"]]["peak_ram_gib"]
+            lines.append(f"| {Row('', *size, '', '').set_up} | {row['offload']} | {' | '.join(cells)} | {most:.3g} |")
+    return lines
+
+
+def section(rows: Sequence[Row], whole: Sequence[dict], data: Path = ROOT / "data") -> str:
     """The section in Markdown: a table of the modes, the charts, and the whole runs within the budget."""
     device, names = rows[0].device, dict.fromkeys(row.set_up for row in rows)
     lines = [
@@ -61,17 +95,20 @@ def section(rows: Sequence[Row], whole: Sequence[dict]) -> str:
             "",
             f"Whole lessons, from the prompt to the decoded clip, with PyTorch limited to {BUDGET_GIB:g} GiB:",
             "",
-            "| | mode | peak allocated | reserved | RAM | prompt | step | decode | same latents |",
-            "|---" * 9 + "|",
+            "| | mode | peak allocated | reserved | prompt | step | decode | same latents |",
+            "|---" * 8 + "|",
         ]
         for one in whole:
-            gib = (one["peak_allocated_gib"], one["peak_reserved_gib"], one["peak_ram_gib"])
+            gib = (one["peak_allocated_gib"], one["peak_reserved_gib"])
             seconds = (one["prompt_seconds"], one["step_seconds"], one["decode_seconds"])
             cells = [one["set_up"], one["offload"], *(_figure(value, "GiB") for value in gib)]
             prompt, step, decode = (_figure(value, "s") for value in seconds)
             step += " (includes swapping the experts, once per clip)" if one["swap"] else ""
             cells += [prompt, step, decode, one["same_latents"]]
             lines.append(f"| {' | '.join(cells)} |")
+        note = "TI2V-5B's whole run has the hook order that lesson 02 mends; the table of modes has that of diffusers."
+        lines += ["", note]
+    lines += ram_table(data)
     lines += [
         "",
         "`python -m data.make.measurements.lessons` runs the lessons on your own GPU and adds its record. "
@@ -90,7 +127,7 @@ def _cell(row: Row | None) -> str:
 
 
 def _figure(value: float | None, unit: str) -> str:
-    return "–" if value is None else f"{value:.3g} {unit}"
+    return "–" if value is None else f"{value:.3g} {unit}".strip()
 
 
 def charts(rows: Sequence[Row]) -> dict[str, str]:
@@ -130,7 +167,7 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
         raise ValueError(f"{root / 'data' / 'measurements'} has no record of a measured set-up")
     page = root / PAGE
     whole = [one for one in whole_runs(root / "data") if one["device"] == rows[0].device]
-    text = with_section(page.read_text(encoding="utf-8"), section(rows, whole))
+    text = with_section(page.read_text(encoding="utf-8"), section(rows, whole, root / "data"))
     drawn = {root / "data" / "pictures" / name: content for name, content in charts(rows).items()}
     return {page: text, **drawn}
 
