@@ -154,7 +154,7 @@ def test_the_ten_questions_are_answered_where_the_guide_says():
 
 
 def test_the_readmes_commands_are_ones_that_exist(tmp_path, monkeypatch):
-    """Every line of the README's blocks, from another folder: targets of make, parameters of the lesson, the forecast."""
+    """Every line of the README's blocks, from another folder: make's targets, the lesson's parameters, the forecast."""
     blocks = re.findall(r"```bash\n(.*?)```", read("README.md"), re.S)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
     assert len(lines) == 4 and len(read("README.md").splitlines()) <= 120
