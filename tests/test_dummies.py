@@ -59,6 +59,15 @@ def test_the_same_bytes_every_time(configs, tmp_path):
         assert files and all((first / name).read_bytes() == (again / name).read_bytes() for name in files)
 
 
+def test_it_says_how_much_it_writes_and_where(configs, tmp_path, capsys):
+    folder = dummies.dummy_folder("ltx_video", ["vae"], tmp_path, configs)
+    written = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    said = capsys.readouterr().out
+    assert str(folder) in said and f"{written / 1e9:.1f} GB" in said
+    dummies.dummy_folder("ltx_video", ["vae"], tmp_path, configs)
+    assert capsys.readouterr().out == ""
+
+
 def test_it_is_a_checkpoint_of_its_own_kind(configs, tmp_path, monkeypatch):
     monkeypatch.setattr(dummies.dummy_folder, "__defaults__", (None, tmp_path, configs))
     assert checkpoint("ltx_video", "dummy") == Checkpoint(str(tmp_path / "ltx_video"))

@@ -160,8 +160,10 @@ class _Work:
         try:
             film = self.video if self.video.in_mp4 else self._rewrapped()
             return self._joined(film, Look.like(self.video)), None
-        except (av.FFmpegError, ValueError, ClipError) as error:
-            return None, getattr(error, "strerror", None) or str(error)
+        except av.FFmpegError as error:
+            return None, f"its packets cannot be joined to others ({error.strerror})"
+        except ValueError as error:
+            return None, str(error)
 
     def encoded(self) -> _Made:
         """What was made after the clip's own frames were encoded."""

@@ -72,6 +72,8 @@ def dummy_folder(
             f"{free / 1e9:.1f} GB free: make room, name another folder in CLIP_LESSONS_CACHE, or ask for fewer "
             "components."
         )
+    if needed:
+        print(f"writing random weights of {model}: {needed / 1e9:.1f} GB, once, to {folder}", flush=True)
     _copy_small_files(arch, folder)
     for component, nbytes in missing.items():
         if nbytes:
