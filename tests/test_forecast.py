@@ -252,7 +252,7 @@ def test_all_modes_as_text_table_picture_and_json(capsys):
         (["cogvideox_5b_i2v", "--width", "1280"], "nearest: 720x480"),
         (["ltx_video", "--gpu", "RTX 4070 Tie"], "did you mean 'RTX 4070 Ti'"),
         (["ltx_video", "--gpu", "RTX 3060"], "did you mean 'RTX 3060 8GB' or 'RTX 3060 12GB' or 'RTX 3060 Ti'"),
-        (["wan22_i2v_a14b", "--quantization", "Q4_K_M"], "mixture"),
+        (["wan22_i2v_a14b", "--quantization", "Q4_K_XL"], "is not known here: give Q4_K_M"),
         ([str(MINIATURE)], "give --width, --height, --num-frames"),
     ],
 )
@@ -465,3 +465,13 @@ def test_a_block_takes_on_the_gpu_what_the_tape_says(kind):
         torch.cuda.reset_peak_memory_stats()
         model(**inputs)
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(tape.peak_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "usual"), [("Q4_K_M", "Q4_K"), ("Q5_K_M", "Q5_K")])
+def test_a_files_mixture_of_types_is_forecast_layer_by_layer(name, usual):
+    block = Architecture(CONFIGS / "wan22_i2v_a14b", name).component("transformer").blocks[0]
+    kinds = {path: layer.weight.quant_type.name for path, layer in block.named_modules()
+             if hasattr(getattr(layer, "weight", None), "quant_type")}  # fmt: skip
+    finer = {path for path, kind in kinds.items() if kind == "Q6_K"}
+    assert finer == {"attn1.to_v", "attn2.to_v", "ffn.net.2"} and len(kinds) == 10
+    assert {kinds[path] for path in kinds.keys() - finer} == {usual}

@@ -27,6 +27,15 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 GGUF_LAYOUT = "gguf_layout.json"
 
 
+# What the names of published files mean, as ComfyUI-GGUF's tools/lcpp.patch quantizes Wan: a usual type, and the types
+# of the layers whose names end so, the values of attention and the second layer of the feed-forward.
+FINER = (".to_v", ".ffn.net.2")
+MIXTURES = {
+    "Q4_K_M": ("Q4_K", dict.fromkeys(FINER, "Q6_K")),
+    "Q5_K_M": ("Q5_K", dict.fromkeys(FINER, "Q6_K")),
+}
+
+
 class ArchitectureError(ValueError):
     """A folder that does not hold a model of a supported family; the message says what is missing."""
 
@@ -164,15 +173,16 @@ class Architecture:
         import gguf
         from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
 
-        try:
-            kind = gguf.GGMLQuantizationType[self.quantization]
-        except KeyError:
+        usual, others = MIXTURES.get(self.quantization, (self.quantization, {}))
+        if usual not in gguf.GGMLQuantizationType.__members__:
             raise ArchitectureError(
-                f"quantization={self.quantization!r} is not a GGUF tensor type: give Q4_0, Q4_K, Q5_K, Q6_K, Q8_0 or "
-                "none. Names such as Q4_K_M denote a mixture of types."
-            ) from None
-        block, size = gguf.GGML_QUANT_SIZES[kind]
+                f"quantization={self.quantization!r} is not known here: give {', '.join(MIXTURES)}, or a GGUF tensor "
+                "type, Q4_0, Q4_K, Q5_K, Q6_K or Q8_0, or none."
+            )
         for path, layer in list(module.named_modules()):
+            name = next((other for ending, other in others.items() if path.endswith(ending)), usual)
+            kind = gguf.GGMLQuantizationType[name]
+            block, size = gguf.GGML_QUANT_SIZES[kind]
             unquantized = any(one in path.split(".") for one in (*kept, *self.unquantized))
             if not isinstance(layer, torch.nn.Linear) or unquantized or layer.in_features % block:
                 continue
