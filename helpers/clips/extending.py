@@ -92,10 +92,7 @@ def extend(
         raise ClipError(f"original={original!r}: there are {', '.join(ORIGINALS)}, and None to choose.")
     if afterwards not in AFTERWARDS:
         raise ClipError(f"afterwards={afterwards!r}: there are {', '.join(AFTERWARDS)}.")
-    is_file = clip.path is not None and clip.path.is_file() and not is_photo(clip.path)
-    video = probe(clip.path) if is_file else None
-    if video is not None and video.is_picture:
-        video = None
+    video = _film(clip.path)
     if not 0 <= soften < float("inf"):
         raise ClipError(f"soften={soften:g}: give seconds, from 0, which changes nothing.")
     try:
@@ -122,16 +119,22 @@ def extend(
     else:
         sentences = [f"The clip's own frames are encoded once more, visually lossless: {obstacle}.", *_changes(video)]
     sentences += [*made.remarks, *(video.notes if video is not None else ())]
-    if video is not None and any(video.left_out):
-        sentences.append(f"Left out: {', '.join(filter(None, video.left_out))}.")
+    if video is not None and video.left_out:
+        sentences.append(f"Left out: {', '.join(video.left_out)}.")
     return Extended(path, how, " ".join(sentences), made.join, made.seconds)
 
 
 def why_not_copied(path: Path) -> str | None:
     """Why the packets of a clip's file cannot be copied into a longer one, or `None` if nothing is known against it."""
-    if path.is_dir() or is_photo(path):
-        return _obstacle(None, None)
-    return _obstacle(probe(path), None)
+    return _obstacle(_film(path), None)
+
+
+def _film(path: Path | None) -> Video | None:
+    """The video in a clip's file, or `None` if there is no file, or if it is a photo or a folder of pictures."""
+    if path is None or not path.is_file() or is_photo(path):
+        return None
+    video = probe(path)
+    return None if video.is_picture else video
 
 
 class _Made(NamedTuple):
@@ -196,7 +199,6 @@ class _Work:
             film, new, self.target, begin=begin, end=end, rate=self.rate, sound=sound, sound_begin=sound_begin,
             heard=end - begin + (more if self.afterwards == "room" else 0),
             facts={} if self.video is None else self.video.facts,
-            language="" if self.video is None or self.video.sound is None else self.video.sound.language,
         )  # fmt: skip
         if not joining.joins_cleanly(self.target, end - begin, new):
             raise ClipError("a decoder does not take both parts for one stream")
@@ -215,7 +217,7 @@ class _Work:
             encode_sound(self.video, path, begin=begin, end=begin + seconds, more=more, afterwards=self.afterwards)
         except ClipError as error:
             return None, begin, [f"Its sound is left out: {error}."]
-        return (path, Sound(0, "aac")), Fraction(0), [*remarks, "Its sound is encoded again (AAC)."]
+        return (path, Sound(0, "aac", own.language)), Fraction(0), [*remarks, "Its sound is encoded again (AAC)."]
 
     def _rewrapped(self) -> Video:
         """The same packets in an mp4 file: with both times, and with the codec's parameters outside the frames."""

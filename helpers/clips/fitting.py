@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 FITS = ("crop", "pad")
-BAND = 128  # rows
+BAND = 128  # rows that are worked on at a time
 
 
 def fit(frames: np.ndarray, width: int, height: int, how: str = "crop") -> np.ndarray:
@@ -74,14 +74,14 @@ def unfit(frames: np.ndarray, last: np.ndarray, how: str = "crop") -> np.ndarray
         return _resized(frames[:, top:bottom, left:right], width, height)
     left, top, right, bottom = _covering_box(width, height, small_width, small_height)
     inner = _resized(frames, right - left, bottom - top)
-    whole = np.repeat(last[None], len(frames), axis=0)
     if inner.shape[1:3] == (height, width):
         return inner
+    whole = np.repeat(last[None], len(frames), axis=0)
     share = _blend(right - left, bottom - top, left > 0, top > 0)
     still = whole[:, top:bottom, left:right]
     for target, new in zip(still, inner, strict=True):
-        for top in range(0, len(new), BAND):  # some rows at a time: floats take four times the memory
-            rows = slice(top, top + BAND)
+        for row in range(0, len(new), BAND):  # some rows at a time: floats take four times the memory
+            rows = slice(row, row + BAND)
             mixed = target[rows] + share[rows] * (new[rows].astype(np.float32) - target[rows])
             target[rows] = mixed.round()
     return whole

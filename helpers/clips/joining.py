@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.clips.clip import Clip, ClipError
+from helpers.clips.fitting import BAND
 from helpers.clips.oklab import from_oklab, oklab
 from helpers.clips.resampling import resample
-
-BAND = 128  # rows
 
 
 def stitch(

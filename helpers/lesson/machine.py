@@ -12,7 +12,6 @@ from typing import Any
 
 from helpers.charts.table import ShownAsTable, Table
 from helpers.clips.clip import ClipError
-from helpers.clips.sources import SENTENCES
 from helpers.clips.video.ffmpeg import ffmpeg_path
 from helpers.lesson.parameters import Settings
 from helpers.models import downloads
@@ -113,7 +112,7 @@ def environment(settings: Settings | None = None) -> Environment:
 
 def _notes(settings: Settings | None, vram: float | None, ram_available: float) -> tuple[str, ...]:
     notes = []
-    if settings and settings.weights == "miniature" and settings.clip not in SENTENCES:
+    if settings and settings.is_unknown_world:
         notes.append(
             "this miniature knows only the world of the sample clips, and your clip will not go on sensibly: for real "
             "pictures, set weights='pretrained'"

@@ -110,6 +110,11 @@ class Settings:
         return {"checkpoint": self.checkpoint.local_folder(), **self.size, "guidance": self.guidance, **kept}
 
     @property
+    def is_unknown_world(self) -> bool:
+        """Whether a miniature is to continue another clip than the sample clips, the only world it knows."""
+        return self.weights == "miniature" and self.clip not in SENTENCES
+
+    @property
     def guidance(self) -> bool:
         """Whether classifier-free guidance is on."""
         return self.guidance_scale > 1

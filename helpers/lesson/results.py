@@ -17,7 +17,6 @@ from helpers.clips.joining import Seam, carry_detail, carry_grain, match_colour,
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth
 from helpers.clips.resampling import at_rate, resample
-from helpers.clips.sources import SENTENCES
 from helpers.lesson.cache import SavedLatents
 from helpers.lesson.folders import fingerprint
 from helpers.lesson.parameters import Settings
@@ -87,7 +86,7 @@ def extend_clip(
 def _remarks(source: Clip, rate: Fraction, settings: Settings) -> Iterator[str]:
     if rate != source.rate and len(source) > 1:
         yield f"Your clip has {source.fps:g} frames a second, too few for motion: the new ones come {rate} a second."
-    if settings.weights == "miniature" and settings.clip not in SENTENCES:
+    if settings.is_unknown_world:
         yield (
             "The miniature knows only the world of the sample clips. For real pictures set weights to 'pretrained': "
             "-p weights pretrained"

@@ -23,15 +23,13 @@ GREY, ORANGE = (150, 150, 150), (213, 94, 0)
 PATH = ROOT / "data" / "pictures" / "continued.webp"
 
 
-def strip(folder: Path) -> tuple[np.ndarray, int]:
-    """The last second of a clip and the first of its continuation, `np.uint8` [T, H, W, 3], and the number of the first
-    new frame."""
+def strip(folder: Path) -> np.ndarray:
+    """The last second of a clip and the first of its continuation, `np.uint8` [2 * FPS, H, W, 3]."""
     record = json.loads(next(folder.rglob("run.json")).read_text(encoding="utf-8"))
     film = clips.read(next(folder.rglob("continued.mp4")))
     join = round((record["joined"]["join_seconds"] - film.start) * film.fps)
     step = round(film.fps / FPS)
-    first = join - FPS * step
-    return film.fit(*SIZE).frames[first : join + FPS * step : step], FPS
+    return film.fit(*SIZE).frames[join - FPS * step : join + FPS * step : step]
 
 
 def draw(folders: list[Path]) -> list[Image.Image]:
@@ -39,12 +37,12 @@ def draw(folders: list[Path]) -> list[Image.Image]:
     strips = [strip(folder) for folder in folders]
     width, height = SIZE
     pages = []
-    for number in range(min(len(frames) for frames, _ in strips)):
+    for number in range(min(map(len, strips))):
         page = Image.new("RGB", ((width + BAR) * len(strips) - BAR, height + BAR), "white")
-        for place, (frames, first) in enumerate(strips):
+        for place, frames in enumerate(strips):
             left = place * (width + BAR)
             page.paste(Image.fromarray(frames[number]), (left, 0))
-            colour = GREY if number < first else ORANGE
+            colour = GREY if number < FPS else ORANGE
             ImageDraw.Draw(page).rectangle((left, height + 2, left + width - 1, height + BAR - 1), fill=colour)
         pages.append(page)
     return pages

@@ -54,13 +54,13 @@ def ram_table(data: Path) -> list[str]:
             "| | mode | prompt | steps | decode | forecast of the highest |",
             "|---" * 6 + "|",
         ]
-        order = list(forecasts)
-        size_of = {id(row): (row["model"], row["width"], row["height"], row["num_frames"]) for row in rows}
-        for row in sorted(rows, key=lambda row: order.index(size_of[id(row)])):
-            size, held = size_of[id(row)], row["ram_gib"]
-            cells = [_figure(held.get(stage), "") for stage in ("encode_prompt", "generate", "decode")]
-            most = forecasts[size][row["offload"]]["peak_ram_gib"]
-            lines.append(f"| {Row('', *size, '', '').set_up} | {row['offload']} | {' | '.join(cells)} | {most:.3g} |")
+        by_size = {(row["model"], row["width"], row["height"], row["num_frames"]): row for row in rows}
+        for size, modes in forecasts.items():
+            if (row := by_size.get(size)) is not None:
+                cells = [Row("", *size, "", "").set_up, row["offload"]]
+                cells += [_figure(row["ram_gib"].get(stage)) for stage in ("encode_prompt", "generate", "decode")]
+                cells.append(_figure(modes[row["offload"]]["peak_ram_gib"]))
+                lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -126,7 +126,7 @@ def _cell(row: Row | None) -> str:
     return f"**{row.peak_gib:.1f}**{ratio}" if row.peak_gib <= BUDGET_GIB else f"{row.peak_gib:.1f}{ratio}"
 
 
-def _figure(value: float | None, unit: str) -> str:
+def _figure(value: float | None, unit: str = "") -> str:
     return "–" if value is None else f"{value:.3g} {unit}".strip()
 
 

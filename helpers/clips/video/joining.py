@@ -31,7 +31,6 @@ def join(
     sound_begin: Fraction,
     heard: Fraction,
     facts: Mapping[str, str],
-    language: str,
 ) -> None:
     """Write an mp4 of all packets of a film, those of a video that follows it, and those of a sound track.
 
@@ -44,7 +43,6 @@ def join(
         sound_begin: The time in that file at which the film begins, in seconds.
         heard: How much of the sound to take, in seconds.
         facts: What the file says of itself: title, date, place.
-        language: Of the sound, a code of three letters, or "".
 
     Raises:
         av.FFmpegError, ValueError: If an mp4 cannot hold these streams.
@@ -69,7 +67,8 @@ def join(
             track_file = stack.enter_context(opened(sound[0]))
             track = track_file.streams[sound[1].index]
             into = target.add_stream_from_template(track, opaque=True)
-            into.metadata.update({"language": language} if language else {})
+            if sound[1].language:
+                into.metadata["language"] = sound[1].language
             packets = _moved(track_file, track, sound_begin, Fraction(0), Fraction(track.time_base))
             packets = itertools.takewhile(lambda packet: packet.pts * packet.time_base < heard, packets)
             queues.append((packet.pts * packet.time_base, 1, packet, into) for packet in packets)

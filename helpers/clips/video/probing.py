@@ -19,6 +19,7 @@ PICTURE_FORMATS = ("image2", "_pipe")
 USUAL_RATES = [Fraction(*rate) for rate in (
     (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48, 1), (50, 1), (60000, 1001), (60, 1), (120, 1)
 )]  # fmt: skip
+OTHERS = {"video": "other pictures", "subtitle": "subtitles", "attachment": "attachments"}  # by type of stream
 NO_FILM = ("ansi",)  # how ffmpeg would play a text file
 
 
@@ -214,10 +215,11 @@ def _left_out(file: av.container.InputContainer, picture: int, sound: Sound | No
             yield "a cover picture"
         elif stream.type == "data":
             yield "a time code" if "timecode" in stream.metadata else "data"
-        elif stream.type == "audio" and sound is not None:
-            yield "other sound tracks"
-        else:
-            yield {"video": "other pictures", "subtitle": "subtitles", "attachment": "attachments"}.get(stream.type, "")
+        elif stream.type == "audio":
+            if sound is not None:  # else a note says that none can be decoded
+                yield "other sound tracks"
+        elif stream.type in OTHERS:
+            yield OTHERS[stream.type]
     if file.chapters():
         yield "chapters"
 
