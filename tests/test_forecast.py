@@ -228,7 +228,7 @@ def test_all_modes_as_text_table_picture_and_json(capsys):
     printed = json.loads(capsys.readouterr().out)
     modes = printed.pop("modes")
     size = dict(width=1280, height=720, num_frames=5)
-    assert printed == {"model": "wan22_i2v_a14b", **size, "gpu": "RTX 4070 Ti", "quantization": "Q4_K"}
+    assert printed == {"model": "wan22_i2v_a14b", **size, "gpu": "RTX 4070 Ti", "quantization": "Q4_K_M"}
     assert set(modes) == set(OFFLOAD_MODES) and set(modes["sequential"]) == {"fails"}
     leaf = modes["group_leaf"]
     assert set(leaf["stages"]) == {"encode_image", "denoise", "decode"}

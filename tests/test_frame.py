@@ -169,8 +169,16 @@ def test_the_readmes_commands_are_ones_that_exist(tmp_path, monkeypatch):
             assert set(given[::3]) <= {"-p"}
             check_parameters(find_lesson("01_ltx_video"), names)
         else:
+            script = PROJECT["scripts"][words[0].removeprefix(".venv/bin/")].split(":")[0]
             done = subprocess.run(
-                [sys.executable, *words[1:]], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                capture_output=True, text=True, check=False,
+                [sys.executable, "-m", script, *words[1:]], cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
             )  # fmt: skip
-            assert done.returncode == 0 and "It fits: group_" in done.stdout, done.stderr
+            assert done.returncode == 0 and "It fits: group_leaf" in done.stdout, done.stderr
+            assert f"{mode_and_time(done.stdout)} in" in read("README.md").replace("`", "")
+
+
+def mode_and_time(printed: str) -> str:
+    """The mode and the minutes of a verdict, as the README's text has them."""
+    mode, minutes = re.search(r"It fits: (\w+) .*about (.+?) per clip", printed).groups()
+    return f"here {mode} and {minutes},"

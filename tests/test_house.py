@@ -13,7 +13,7 @@ from tests.notebook_style import ROOT
 ROWS = [
     {"units", "files", "faces"},
     {"charts"},
-    {"clips", "models", "measure", "run_lesson"},
+    {"clips", "models", "measure", "run_lesson", "slices"},
     {"forecast", "lesson"},
     {"scoreboard"},
 ]

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, forecast, forecasts, plan
 from helpers.forecast.__main__ import main
+from helpers.models import MODELS
 from tests.notebook_style import ROOT
 
 pytestmark = pytest.mark.forecast
@@ -161,11 +162,38 @@ def test_the_command_line_judges(capsys):
     assert main(["ltx_video", *size, "--json"]) == 0 and "verdict" not in json.loads(capsys.readouterr().out)
 
 
+def test_a_verdict_on_one_mode_is_about_that_mode(capsys):
+    size = ["--width", "256", "--height", "160", "--num-frames", "9", "--offload", "none"]
+    assert main(["ltx_video", *size, "--vram", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"]["offload"] == "none"
+    assert main(["ltx_video", *size, "--vram", "4"]) == 0
+    assert "It does not fit: none needs" in capsys.readouterr().out
+
+
+def test_too_little_ram_for_the_prompt_alone_has_a_remedy(capsys):
+    size = ["--width", "256", "--height", "160", "--num-frames", "9", "--vram", "12", "--ram", "16"]
+    assert main(["ltx_video", *size]) == 0
+    printed = capsys.readouterr().out
+    assert "It does not fit" in printed and "with encode=layer_by_layer 6.4 GiB of RAM are enough" in printed
+    assert main(["ltx_video", *size, "--encode", "layer_by_layer"]) == 0
+    assert "It fits: none" in capsys.readouterr().out
+
+
+def test_the_command_line_forecasts_the_file_that_the_lesson_downloads(capsys):
+    size = ["--width", "256", "--height", "144", "--num-frames", "5", "--offload", "model", "--json"]
+    assert main(["wan22_i2v_a14b", *size]) == 0
+    assert json.loads(capsys.readouterr().out)["quantization"] == "Q4_K_M"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["ltx_video", "--no-chunking"], "--chunking does nothing here"),
         (["svd_xt", "--tiling"], "--tiling does nothing here"),
+        (["ltx_video", "--offload", "model", "--low-cpu-mem-usage"], "--low-cpu-mem-usage does nothing here"),
+        (["ltx_video", "--one-expert-at-a-time"], "--one-expert-at-a-time does nothing here"),
+        (["ltx_video", "--decode-chunk-size", "2"], "--decode-chunk-size does nothing here"),
+        (["svd_xt", "--encode", "layer_by_layer"], "--encode does nothing here"),
         (["nowhere"], "no model or folder 'nowhere'"),
         (["data/miniatures/ltx_video", "--vram", "12"], "give --width, --height, --num-frames for a folder"),
     ],
@@ -186,7 +214,8 @@ def test_the_readmes_cards_hold_what_it_says():
         for part in re.findall(r"([^;`]+?) with `(\w+)`", text):
             for title, *size in re.findall(rf"({'|'.join(names)}) (\d+)x(\d+)x(\d+)", part[0]):
                 width, height, frames = map(int, size)
-                one = forecast(names[title], offload=part[1], width=width, height=height, num_frames=frames)
+                name, size = names[title], dict(width=width, height=height, num_frames=frames)
+                one = forecast(name, offload=part[1], quantization=MODELS[name].quantization, **size)
                 assert one.fits(float(card)), (card, title, size, part[1])
                 claims += 1
     assert claims == 9

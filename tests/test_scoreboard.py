@@ -60,7 +60,7 @@ def a_record(**changes):
     record = {
         "model": "svd_xt", "width": 1024, "height": 576, "num_frames": 25, "offload": "model", "device": H200,
         "weights": "dummy", "resident_step_seconds": 0.7, "step_seconds": 0.8, "peak_ram_gib": 20.0,
-        "stages": {"denoise": 5.0, "decode": 2.0}, "date": "2026-11-24T00:00:00+00:00", "failed": None,
+        "stages": {"denoise": 5.0, "decode": 2.0}, "date": "2026-11-27T00:00:00+00:00", "failed": None,
         "meters": meters, "clip": "excavator", "modes": [a_mode("none", peak_allocated_gib=8.7), a_mode("model")],
     }  # fmt: skip
     return record | changes
@@ -141,6 +141,24 @@ def test_a_lessons_record_takes_the_place_of_the_stages(data):
     assert whole["same_latents"] == "2 of 2 modes" and whole["prompt_seconds"] is None
 
 
+def test_ram_that_counted_mapped_files_is_not_shown(data):
+    record = a_record(date="2026-11-24T00:00:00+00:00")
+    rows = [row for row in measured(data(svd_xt=record)) if row.set_up == "SVD XT 1024x576x25"]
+    assert {row.ram_gib for row in rows} == {None}
+    (whole,) = scoreboard.whole_runs(data())
+    assert whole["peak_ram_gib"] is None and whole["peak_allocated_gib"] == 9.2
+
+
+def test_a_lesson_shows_what_was_recorded_of_its_set_up():
+    rows = measured()
+    shown = repr(scoreboard.recorded(rows, "A14B Q4 640x384x81"))
+    assert "measured on one H200 with random weights" in shown and "swapped once per clip" in shown
+    (model,) = (line for line in shown.splitlines() if line.startswith("model"))
+    assert model.split()[1:5] == ["10.28", "3.75", "1.02", "2.5"], "the swap is spread over the clip's steps"
+    with pytest.raises(ParameterError, match="choose from"):
+        scoreboard.recorded(rows, "A14B")
+
+
 @pytest.mark.parametrize(
     "record", [a_record(modes=[]), a_record(meters={}), {"setup": "svd_xt", "failed": "stopped", "meters": {}}]
 )
@@ -163,7 +181,7 @@ def test_a_set_up_without_its_frames_is_stood_for_by_fewer(data):
 def test_the_table_is_sorted_and_what_is_missing_comes_last():
     shown = table([SWAP, BASELINE, *seed_rows()], "s/step")
     column = shown.columns.index("s/step")
-    assert [row[column] for row in shown.rows] == ["0.7", "7.5", *["–"] * 6]
+    assert [row[column] for row in shown.rows] == ["0.7", "3.84", *["–"] * 6]
     names = [row[1] for row in table([SWAP, BASELINE]).rows]
     assert names == sorted(names)
     page = shown._repr_mimebundle_()["text/html"]

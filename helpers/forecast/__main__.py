@@ -11,8 +11,8 @@ from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
 from helpers.forecast.planner import Verdict
+from helpers.forecast.ram import ENCODE_WAYS
 from helpers.forecast.recording.recorder import architecture
-from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 from helpers.units import duration
@@ -25,7 +25,8 @@ examples:
   python -m helpers.forecast my_folder --width 768 --height 512 --num-frames 97 --offload group_leaf
                                                                         one mode of a checkpoint in the diffusers layout
 
-Sizes are GiB (2**30 bytes). Peaks of VRAM are what PyTorch allocates; a verdict adds 0.5 GiB for CUDA itself.
+Sizes are GiB (2**30 bytes). Peaks of VRAM are what PyTorch allocates; a verdict adds 0.5 GiB for CUDA itself, and 10 %
+to the RAM. Minutes are for one clip; a lesson that also compares the modes takes two steps more for each.
 Seconds are estimates for the GPU. """
 
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         _refuse_useless(args)
+        known = MODELS.get(args.checkpoint)
         every = forecasts(
             args.checkpoint,
             **_size(args),
@@ -41,12 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
             tiling=args.tiling,
             decode_alone=args.decode_alone,
             chunking=args.chunking is not False,
-            quantization=args.quantization,
+            decode_chunk_size=args.decode_chunk_size or 8,
+            quantization=args.quantization or (known and known.quantization),
             low_cpu_mem_usage=args.low_cpu_mem_usage,
+            slice_tokens=args.slice_tokens,
+            lean_decoding=args.lean_decoding,
+            one_expert_at_a_time=args.one_expert_at_a_time,
+            encode=args.encode,
             gpu=args.gpu,
-            modes=OFFLOAD_MODES,
+            modes=(args.offload,) if args.offload else OFFLOAD_MODES,
         )
-        known = MODELS.get(args.checkpoint)
         steps = args.steps or (known and known.defaults["pretrained"].steps)
         budgets = {"vram_budget_gb": args.vram, "ram_budget_gb": args.ram, "minutes": args.minutes}
         asked = any(budget is not None for budget in budgets.values())
@@ -54,10 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ArchitectureError, RequestError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    shown = Forecasts({args.offload: every[args.offload]}) if args.offload else every
     if args.json:
-        judged = {"verdict": asdict(verdict) | {"slice_tokens": None}} if verdict else {}
-        print(json.dumps(shown.as_json() | judged, indent=1))
+        judged = {"verdict": asdict(verdict) | {"slice_tokens": args.slice_tokens}} if verdict else {}
+        print(json.dumps(every.as_json() | judged, indent=1))
         return 0
     print(every[args.offload] if args.offload else every)
     if verdict:
@@ -84,11 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=_positive, help="minutes per clip to stay within: adds a verdict")
     parser.add_argument("--offload", choices=OFFLOAD_MODES, help="one mode in detail instead of the table of all")
     parser.add_argument("--gpu", default=DEFAULT_GPU, help="for the estimated seconds (default: %(default)s)")
-    parser.add_argument("--quantization", help='GGUF type such as Q4_K, or "none" (default: the checkpoint\'s own)')
+    parser.add_argument("--quantization", help='GGUF type such as Q4_K, or "none" (default: that of the download)')
     parser.add_argument("--low-cpu-mem-usage", action="store_true", help="group offload without pinned copies")
+    parser.add_argument("--slice-tokens", type=_positive_int, metavar="N", help="tokens in the denoiser at a time")
+    parser.add_argument("--one-expert-at-a-time", action="store_true", help="of two experts, only one in RAM")
+    parser.add_argument("--encode", choices=ENCODE_WAYS, default="fp32", help="the prompt (default: %(default)s)")
+    parser.add_argument("--decode-chunk-size", type=_positive_int, metavar="N", help="of SVD (default: 8)")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--guidance", action=switch, default=True, help="two passes per step (default: on)")
     parser.add_argument("--tiling", action=switch, default=None, help="the VAE in tiles (default: as in the lessons)")
+    parser.add_argument("--lean-decoding", action=switch, default=None, help="tiles to RAM (default: with slices)")
     parser.add_argument("--decode-alone", action=switch, default=True, help="only the VAE decodes (default: on)")
     parser.add_argument("--chunking", action=switch, default=None, help="SVD's forward chunking (default: on)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
@@ -113,6 +123,14 @@ def _refuse_useless(args: argparse.Namespace) -> None:
     family = architecture(args.checkpoint).family
     if args.chunking is not None and family != "StableVideoDiffusion":
         raise RequestError("--chunking does nothing here: only Stable Video Diffusion has forward chunking.")
+    if args.decode_chunk_size is not None and family != "StableVideoDiffusion":
+        raise RequestError("--decode-chunk-size does nothing here: only Stable Video Diffusion decodes in chunks.")
+    if args.one_expert_at_a_time and len(architecture(args.checkpoint).denoisers) < 2:
+        raise RequestError("--one-expert-at-a-time does nothing here: this model has one.")
+    if args.low_cpu_mem_usage and args.offload not in (None, "group_block", "group_leaf"):
+        raise RequestError("--low-cpu-mem-usage does nothing here: it is an option of group offload.")
+    if args.encode != "fp32" and architecture(args.checkpoint).text_encoder is None:
+        raise RequestError("--encode does nothing here: this model takes no prompt.")
     if args.tiling is not None and family == "StableVideoDiffusion":
         raise RequestError("--tiling does nothing here: the VAE of Stable Video Diffusion cannot tile.")
 

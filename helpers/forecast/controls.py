@@ -77,8 +77,9 @@ class Controls:
         width, height = self.size.value
         try:
             every = forecasts(
-                self.model.value, width=width, height=height, num_frames=self.frames.value, gpu=self.gpu.value
-            )
+                self.model.value, width=width, height=height, num_frames=self.frames.value, gpu=self.gpu.value,
+                quantization=MODELS[self.model.value].quantization,
+            )  # fmt: skip
         except ValueError as error:
             self.status.value = "not possible"
             return Picture(svg.document([], width=10, height=10, label=str(error)), str(error))

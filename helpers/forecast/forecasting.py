@@ -21,13 +21,14 @@ from helpers.forecast import gpus
 from helpers.forecast.pipelines import stages
 from helpers.forecast.pipelines.base import Request, RequestError, Stages
 from helpers.forecast.placement import Placement
-from helpers.forecast.ram import ram_gib
+from helpers.forecast.ram import ENCODE_WAYS, ram_gib
 from helpers.forecast.recording.recorder import Recording, architecture, record
 from helpers.forecast.result import Forecast, Forecasts
 from helpers.forecast.stage import STAGES, Stage
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 from helpers.units import GIB
 
+SLICES_OF_LEAVES = "each slice would copy every layer's weights again: with slices, use none, model or group_block"
 POINTS = 400  # of each stage's timeline
 GGUF_SEQUENTIAL = (
     "sequential offload sends every weight through the meta device, where a GGUF weight loses its quantization type "
@@ -47,11 +48,15 @@ def forecasts(
     tiling: bool | None = None,
     chunking: bool = True,
     decode_chunk_size: int = 8,
+    slice_tokens: int | None = None,
+    lean_decoding: bool | None = None,
     use_stream: bool = True,
     record_stream: bool = True,
     low_cpu_mem_usage: bool = False,
     offload_vae: bool = True,
     decode_alone: bool = True,
+    one_expert_at_a_time: bool = False,
+    encode: str = "fp32",
     gpu: str | gpus.GPU = gpus.DEFAULT_GPU,
     modes: tuple[str, ...] = OFFLOAD_MODES,
 ) -> Forecasts:
@@ -71,11 +76,17 @@ def forecasts(
         tiling: Whether the VAE works in tiles, where it can; `None` for where it does in the lessons: whenever it
             decodes, and for some models and sizes when it encodes the frame.
         chunking, decode_chunk_size: The SVD UNet's forward chunking, and the frames that its decoder takes at once.
+        slice_tokens: Tokens that the denoiser computes at a time (`helpers.slices.slice_activations`), or `None`.
+        lean_decoding: Whether the decoder's tiles or frames go to RAM as they are made; `None` for where they do in the
+            lessons: with slices.
         use_stream, record_stream, low_cpu_mem_usage: Options of group offload.
         offload_vae: Whether the VAE, and SVD's CLIP, are offloaded while the denoiser works in groups, as in the
             lessons.
         decode_alone: Whether decoding has the GPU to itself, as in the lessons; else the VAE decodes inside the
             pipeline, where the mode leaves the other components.
+        one_expert_at_a_time: Whether the second of two experts is loaded when the first has made its steps and is
+            dropped (`helpers.models.in_turn`); reading it from disk is not in the seconds.
+        encode: How the prompt is encoded on the CPU: "fp32", all layers at once, or "layer_by_layer" from disk.
         gpu: A name in `helpers.forecast.GPUS`, or a `GPU`. Its rates are for the estimated seconds.
         modes: Which offload modes.
 
@@ -88,16 +99,24 @@ def forecasts(
     for mode in modes:
         if mode not in OFFLOAD_MODES:
             raise RequestError(f"offload={mode!r}: there are {', '.join(OFFLOAD_MODES)}.")
+    if encode not in ENCODE_WAYS:
+        raise RequestError(f"encode={encode!r}: there are {', '.join(ENCODE_WAYS)}.")
+    if slice_tokens is not None and (type(slice_tokens) is not int or slice_tokens < 1):
+        raise RequestError(f"slice_tokens={slice_tokens!r}: give a number of tokens, 1 or more, or None.")
     device = gpus.gpu(gpu)
-    request = Request(width, height, num_frames, guidance, tiling, chunking, decode_chunk_size)
+    request = Request(
+        width, height, num_frames, guidance, tiling, chunking, decode_chunk_size, slice_tokens, lean_decoding
+    )
     steps = stages(architecture(checkpoint, quantization, dtype), request)
     recordings = {stage: record(steps, stage) for stage in STAGES}
     rates = device.rates
     clocks = {stage: None if rates is None else rates.clock(one.tape) for stage, one in recordings.items()}
     title = MODELS[checkpoint].title if checkpoint in MODELS else Path(checkpoint).name
     work = _Work(str(checkpoint), title, steps, recordings, device, clocks)
-    options = _GroupOffload(use_stream, record_stream, low_cpu_mem_usage, offload_vae)
-    return Forecasts({mode: _forecast(work, mode, options, decode_alone) for mode in modes})
+    options = _Options(
+        use_stream, record_stream, low_cpu_mem_usage, offload_vae, decode_alone, one_expert_at_a_time, encode
+    )
+    return Forecasts({mode: _forecast(work, mode, options) for mode in modes})
 
 
 def forecast(checkpoint: str | Path, *, offload: str, **options) -> Forecast:
@@ -106,11 +125,14 @@ def forecast(checkpoint: str | Path, *, offload: str, **options) -> Forecast:
 
 
 @dataclass(frozen=True)
-class _GroupOffload:
+class _Options:
     use_stream: bool
     record_stream: bool
     low_cpu_mem_usage: bool
     offload_vae: bool
+    decode_alone: bool
+    one_expert_at_a_time: bool
+    encode: str
 
 
 @dataclass(frozen=True)
@@ -125,15 +147,15 @@ class _Work:
     clocks: Mapping[str, np.ndarray | None]
 
 
-def _forecast(work: _Work, offload: str, options: _GroupOffload, decode_alone: bool) -> Forecast:
+def _forecast(work: _Work, offload: str, options: _Options) -> Forecast:
     arch = work.steps.arch
-    placement = Placement(
-        {name: arch.component(name) for name in arch.on_gpu}, offload, options.use_stream, options.offload_vae
-    )
+    later = arch.denoisers[1:] if options.one_expert_at_a_time else ()
+    components = {name: arch.component(name) for name in arch.on_gpu if name not in later}
+    placement = Placement(components, offload, options.use_stream, options.offload_vae)
     done = {}
     alone = Placement({"vae": arch.component("vae")}, "none")
     for name, recording in work.recordings.items():
-        placed = alone if name == "decode" and decode_alone else placement
+        placed = alone if name == "decode" and options.decode_alone else placement
         done[name] = _stage(name, recording, placed, work.gpu, work.clocks[name])
         if name == "denoise":
             placement.end_call()
@@ -146,18 +168,27 @@ def _forecast(work: _Work, offload: str, options: _GroupOffload, decode_alone: b
         gpu=work.gpu,
         quantization=arch.quantization,
         stages=done,
-        ram=ram_gib(arch, placement, work.steps.request, options.low_cpu_mem_usage, decode_alone),
+        ram=ram_gib(
+            arch, placement, work.steps.request, options.low_cpu_mem_usage, options.decode_alone,
+            work.recordings["decode"].tape.ram_peak, options.encode,
+        ),  # fmt: skip
         moved_gib=placement.travel(denoise).to_gpu / GIB,
         tflops=float(denoise.flops.sum()) / 1e12,
         step_seconds=done["denoise"].seconds,
         resident_step_seconds=None if clock is None else float(clock[-1]),
-        fails=GGUF_SEQUENTIAL if offload == "sequential" and arch.quantization else "",
+        fails=_why_it_fails(work, offload),
         left_out=tuple(_left_out(work, placement, options)),
         swap_seconds=placement.swap_seconds(work.gpu.rates) if placement.swaps_experts and work.gpu.rates else 0.0,
     )
 
 
-def _left_out(work: _Work, placement: Placement, options: _GroupOffload) -> list[str]:
+def _why_it_fails(work: _Work, offload: str) -> str:
+    if offload == "sequential" and work.steps.arch.quantization:
+        return GGUF_SEQUENTIAL
+    return SLICES_OF_LEAVES if offload in ("sequential", "group_leaf") and work.steps.repeats_layers else ""
+
+
+def _left_out(work: _Work, placement: Placement, options: _Options) -> list[str]:
     notes = [work.steps.left_out] if work.steps.left_out else []
     if placement.swaps_experts:
         rates = work.gpu.rates

@@ -17,8 +17,9 @@ from helpers.forecast.gpus import DEFAULT_GPU, GPU
 from helpers.forecast.pipelines import stages
 from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
-from helpers.forecast.result import CONTEXT_GIB, Forecast, Forecasts
+from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
 from helpers.forecast.stage import STAGES
+from helpers.models.catalogue import MODELS
 
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds
 MOST_WIDTH = 1920  # and the search for the largest size here
@@ -70,20 +71,23 @@ class Verdict:
         best = every.fastest(vram_budget_gb, ram_budget_gb)
         if best is None:
             working = [one for one in every.values() if not one.fails]
-            best = min(working, key=lambda one: (not one.fits(vram_budget_gb), one.peak_vram_gib))
+            enough = [one for one in working if one.fits(vram_budget_gb)]  # of VRAM: what is short is RAM
+            best = min(enough or working, key=lambda one: one.peak_ram_gib if enough else one.peak_vram_gib)
             vram, ram = f"{best.peak_vram_gib:.1f} GiB of VRAM", f"{best.peak_ram_gib:.1f} GiB of RAM"
-            why = f"no mode fits: {best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
-            return cls(False, best.offload, minutes_of(best), why)
+            which = "no mode fits: " if len(every) > 1 else ""
+            why = f"{which}{best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
+            return cls(False, best.offload, minutes_of(best), why + _remedy(best, vram_budget_gb, ram_budget_gb))
         taken = minutes_of(best)
+        which = "is the fastest mode that fits" if len(every) > 1 else "fits"
         if minutes is not None:
             if taken is None:
                 raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
             if taken > minutes:
                 return cls(
                     False, best.offload, taken,
-                    f"{best.offload} is the fastest mode that fits the memory, and takes {taken:.1f} minutes per clip",
+                    f"{best.offload} {which} the memory, and takes {taken:.1f} minutes per clip",
                 )  # fmt: skip
-        why = f"{best.offload} is the fastest mode that fits: {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
+        why = f"{best.offload} {which}: {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
         return cls(True, best.offload, taken, f"{why} ({STAGES[best.peak_stage.name]}), {best.peak_ram_gib:.1f} of RAM")
 
 
@@ -139,10 +143,14 @@ def plan(
         vram_budget_gb, ram_budget_gb: GiB to stay within; `None` for no limit of RAM.
         gpu: For the estimated seconds.
         grow: Whether to search for the largest number of frames and size, which takes some more forecasts.
-        options: More options of `helpers.forecast.forecasts`.
+        options: More options of `helpers.forecast.forecasts`. `quantization` is by default that of the file that the
+            lesson downloads.
 
     Raises: as `helpers.forecast.forecasts`.
     """
+
+    if str(checkpoint) in MODELS:
+        options.setdefault("quantization", MODELS[checkpoint].quantization)
 
     def forecasts_at(width: int, height: int, frames: int) -> Forecasts:
         return forecasts(checkpoint, width=width, height=height, num_frames=frames, gpu=gpu, **options)
@@ -162,7 +170,9 @@ def plan(
 
             def excess(result: Forecasts, mode: str = mode) -> float:
                 over = result[mode].peak_vram_gib + CONTEXT_GIB - vram_budget_gb
-                return over if ram_budget_gb is None else max(over, result[mode].peak_ram_gib - ram_budget_gb)
+                return over if ram_budget_gb is None else max(
+                    over, RAM_MARGIN * result[mode].peak_ram_gib - ram_budget_gb
+                )
 
             frames[mode] = _last_that_fits(
                 lengths, num_frames, lambda length: excess(forecasts_at(width, height, length))
@@ -172,6 +182,14 @@ def plan(
                     shapes, (width, height), lambda shape: excess(forecasts_at(*shape, num_frames))
                 )
     return Plan(best, requested, frames, sizes, reasons)
+
+
+def _remedy(one: Forecast, vram_gib: float | None, ram_gib: float | None) -> str:
+    """What to do if only encoding the prompt takes too much RAM."""
+    others = max(size for moment, size in one.ram.items() if moment != "encode the prompt")
+    if ram_gib is None or not one.fits(vram_gib) or RAM_MARGIN * others > ram_gib:
+        return ""
+    return f". That is the prompt's encoder: with encode=layer_by_layer {others:.1f} GiB of RAM are enough, and it fits"
 
 
 def _reason(one: Forecast, vram_gib: float, ram_gib: float | None) -> str:
@@ -185,7 +203,8 @@ def _reason(one: Forecast, vram_gib: float, ram_gib: float | None) -> str:
     if not one.fits(vram_gib):
         return f"not enough VRAM: needs {need}, and {CONTEXT_GIB:g} for the CUDA context"
     if not one.fits(vram_gib, ram_gib):
-        return f"not enough RAM: needs {one.peak_ram_gib:.1f} GiB ({one.peak_ram_moment}); VRAM {need}"
+        more = f"and {100 * (RAM_MARGIN - 1):.0f} % more to be safe"
+        return f"not enough RAM: needs {one.peak_ram_gib:.1f} GiB ({one.peak_ram_moment}), {more}; VRAM {need}"
     if one.slowdown is None:
         return f"fits: {need}; step time unknown"
     return f"fits: {need}; {one.slowdown:.2f} times the step time with all weights on the GPU"

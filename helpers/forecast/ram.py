@@ -13,6 +13,7 @@ from helpers.units import GIB
 # Python, torch, diffusers and a CUDA context: the process of data/measurements/ltx_video_miniature_h200.json.
 PROCESS_GIB = 2.0
 KEPT_BY_MALLOC = 2**25  # glibc takes smaller pieces from its heap, and keeps what is freed there
+ENCODE_WAYS = ("fp32", "layer_by_layer")  # layer by layer the whole process stays below one GiB (encoding.json)
 FRAME_BYTES = 3 * (4 + 4 + 1)  # for each pixel: two copies as floats in `postprocess_video`, and bytes for the clip
 
 
@@ -22,15 +23,19 @@ def ram_gib(
     request: Request,
     low_cpu_mem_usage: bool = False,
     decode_alone: bool = True,
+    decoding: int = 0,
+    encode: str = "fp32",
 ) -> dict[str, float]:
     """GiB of RAM at each moment of a lesson, by the moment's name.
 
     Args:
         low_cpu_mem_usage: Group offload's option to pin only the weights that are about to be copied.
         decode_alone: Whether the pipeline is dropped before decoding, and the VAE is on the GPU.
+        encode: How the prompt is encoded: "fp32", all layers at once, or "layer_by_layer".
+        decoding: Bytes of the pieces that decoding sends to RAM, and of joining them there.
     """
     encoder = 0
-    if arch.text_encoder:
+    if arch.text_encoder and encode == "fp32":
         encoder = sum(tensor.nbytes for tensor in arch.component(arch.text_encoder).parameters())
     weights = {name: _bytes(component) for name, component in placement.components.items()}
     load = run = sum(weights.values())
@@ -38,11 +43,12 @@ def ram_gib(
         run = 0
     elif placement.offload.startswith("group"):
         load, run = _group_offload(placement, weights, low_cpu_mem_usage)
-    moments = {
-        "encode the prompt": encoder,
+    frames = request.num_frames * request.height * request.width * FRAME_BYTES
+    moments = {"encode the prompt": encoder} if arch.text_encoder else {}
+    moments |= {
         "load": max(load, run),
         "generate": run,
-        "decode": run * (not decode_alone) + request.num_frames * request.height * request.width * FRAME_BYTES,
+        "decode": run * (not decode_alone) + max(decoding, frames),
     }
     return {moment: PROCESS_GIB + size / GIB for moment, size in moments.items()}
 

@@ -58,6 +58,7 @@ class Settings:
         original: What happens to the clip's own frames, one of `ORIGINALS`, or `None` for "copy" where it is possible.
         sound: What is heard with the new frames, one of `AFTERWARDS`.
         soften: Seconds before the join over which the clip grows as soft as the new frames.
+        slice_tokens: Tokens that the denoiser computes at a time (`helpers.slices`), or `None` for all.
     """
 
     model: Model = field(repr=False)
@@ -85,6 +86,7 @@ class Settings:
     original: str | None = None
     sound: str = "silence"
     soften: float = 0.0
+    slice_tokens: int | None = None
 
     @property
     def size(self) -> dict[str, int]:
@@ -92,14 +94,17 @@ class Settings:
         return {"width": self.width, "height": self.height, "num_frames": self.num_frames}
 
     @property
-    def real_size(self) -> dict[str, int]:
-        """The same for the real model: with a miniature its default size, else the size of this run."""
+    def real_size(self) -> dict[str, int | None]:
+        """What to forecast for the real model: the size of this run, or with a miniature the real model's default size;
+        and `slice_tokens`.
+        """
+        sliced = {"slice_tokens": self.slice_tokens}
         if self.weights != "miniature":
-            return self.size
+            return self.size | sliced
         real = self.model.defaults["pretrained"]
         if self.model.fixed_size is None and self.height > self.width:
             real = real.turned()
-        return {"width": real.width, "height": real.height, "num_frames": real.num_frames}
+        return {"width": real.width, "height": real.height, "num_frames": real.num_frames} | sliced
 
     def loaded(self, dtype: Any) -> dict[str, Any]:
         """What to forecast for the weights of this run, loaded in a torch `dtype`, as `forecast.forecasts` takes it.
@@ -107,7 +112,8 @@ class Settings:
         A half data type is left out: the model's configuration says which of its components stay in fp32.
         """
         kept = {"dtype": dtype} if str(dtype) == "torch.float32" else {}
-        return {"checkpoint": self.checkpoint.local_folder(), **self.size, "guidance": self.guidance, **kept}
+        size = self.size | {"slice_tokens": self.slice_tokens}
+        return {"checkpoint": self.checkpoint.local_folder(), **size, "guidance": self.guidance, **kept}
 
     @property
     def is_unknown_world(self) -> bool:
@@ -138,8 +144,9 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     Args:
         model_name: A name in `helpers.models.MODELS`.
         parameters: The lesson's parameters by name, a notebook's `globals()` for example; other names are ignored.
-            `revision`, `fit`, `encode`, `resample`, `colour_match`, `original`, `sound`, `soften` and
-            `ignore_prompt` may be missing. A model that takes no prompt refuses one, unless `ignore_prompt` is set.
+            `revision`, `fit`, `encode`, `resample`, `colour_match`, `original`, `sound`, `soften`,
+            `slice_tokens` and `ignore_prompt` may be missing. A model that takes no prompt refuses one, unless
+            `ignore_prompt` is set.
 
     Raises:
         ValueError: If there is no such model.
@@ -224,6 +231,9 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         problems.append(f"soften={soften:g}: from 0, which leaves your clip as it is, to {MAX_SOFTEN} seconds.")
     if soften and original == "copy":
         problems.append("soften needs the clip to be encoded: leave original=None, or set soften=0 to copy it.")
+    slice_tokens = given("slice_tokens")
+    if slice_tokens is not None:
+        slice_tokens = values.whole_number(problems, "slice_tokens", slice_tokens, least=1)
     budgets = {
         name: _budget(problems, name, given(name), meaning)
         for name, meaning in (("vram_budget_gb", "the whole card"), ("ram_budget_gb", "no check"))
@@ -241,7 +251,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         model=entry, clip=clip, prompt=prompt, negative_prompt=negative, weights=weights, offload=offload, width=width,
         height=height, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed,
         out_dir=folder.parents[1], folder=folder, clip_size=clip_size, revision=revision, original=original,
-        colour_match=colour_match, soften=soften, **budgets, **words,
+        colour_match=colour_match, soften=soften, slice_tokens=slice_tokens, **budgets, **words,
     )  # fmt: skip
 
 

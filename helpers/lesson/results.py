@@ -176,7 +176,7 @@ def record_run(
         extra: More keys for the record.
 
     Returns:
-        The path of `run.json`.
+        The path of `run.json`, whose name is also printed.
     """
     notes = saved.notes
     meters = {"encode_prompt": encode_prompt, "generate": notes["meter"], "decode": decode}
@@ -188,6 +188,7 @@ def record_run(
         name: getattr(settings, name)
         for name in (
             "negative_prompt", "fit", "encode", "resample", "colour_match", "original", "sound", "soften", "revision",
+            "slice_tokens",
         )
     }  # fmt: skip
     made = record(
@@ -204,4 +205,6 @@ def record_run(
         parameters=rest | {"source": fingerprint(settings.clip)} | dict(parameters or {}),
         **extra,
     )
-    return save(made, settings.folder / "run.json")
+    path = save(made, settings.folder / "run.json")
+    print(f"the record: {path.name}, beside the clip")
+    return path

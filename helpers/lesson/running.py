@@ -14,6 +14,8 @@ from helpers.lesson.parameters import Settings
 from helpers.measure.comparison import ModeRun
 from helpers.measure.memory import release
 from helpers.measure.meter import VRAMMeter
+from helpers.slices.slicing import slice_activations
+from helpers.slices.tokens import SliceError
 
 
 def start_device(settings: Settings, half: torch.dtype = torch.bfloat16) -> tuple[str, torch.dtype]:
@@ -39,17 +41,21 @@ def cap_vram(gib):
         torch.cuda.set_per_process_memory_fraction(min(1.0, (gib or gpu_gib) / gpu_gib))
 
 
-def preparing(load: Callable[..., Any], modes: Mapping[str, Callable[[Any], object]]) -> Callable[..., Any]:
+def preparing(
+    load: Callable[..., Any], modes: Mapping[str, Callable[[Any], object]], slice_tokens: int | None = None
+) -> Callable[..., Any]:
     """The function `prepare(mode, ...)`: a fresh pipeline from `load(...)`, in one of the offload `modes`.
 
     Args:
         load: Returns a pipeline in RAM.
         modes: What puts a pipeline into a mode, by the mode's name.
+        slice_tokens: Tokens that the denoiser computes at a time, or `None` for all.
     """
 
     def prepare(mode, **options):
         pipe = load(**options)
         pipe.set_progress_bar_config(disable=True)  # the meter shows the progress
+        slice_activations(pipe, slice_tokens)
         modes[mode](pipe)
         return pipe
 
@@ -66,7 +72,7 @@ def measure_mode(mode, prepare, denoise, forecasts, budget_gb, runs):
     expected, advice = forecasts[mode].denoising_peak_gib, forecasts.advice(mode, budget_gb)
     latents = step_seconds = pipe = None
     meter = VRAMMeter(mode, budget_gb=budget_gb, forecast=expected, advice=advice)
-    with suppress(torch.OutOfMemoryError), meter:
+    with suppress(torch.OutOfMemoryError, SliceError), meter:
         pipe = prepare(mode)
         meter.mark("denoise")
         latents, step_seconds = denoise(pipe, steps=2)

@@ -12,6 +12,7 @@
 - Without weights: `Architecture` builds a model's components on the meta device from their configs alone.
 - With random weights: `dummy_folder` writes a full-size checkpoint to measure memory and time with.
 - Layer by layer: `LazyWeights` reads a text encoder's tensors from disk while it runs.
+- One expert at a time: `in_turn` loads each of two experts when its steps begin, and drops the other.
 - GGUF: `check_gguf` checks a file before it is loaded, `write_gguf` writes one.
 
 Importing this package does not import torch; using a name that needs torch does.
@@ -32,4 +33,5 @@ __all__, __getattr__, __dir__ = late(__name__, {
         "repeated", "write_gguf",
     ),
     "lazy_weights": ("LazyRows", "LazyWeights"),
+    "experts": ("InTurn", "in_turn"),
 })  # fmt: skip

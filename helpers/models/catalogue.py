@@ -69,6 +69,7 @@ class Model:
         max_prompt_tokens: Number of prompt tokens that the text encoder sees, including its end token; `None` if the
             model takes no prompt.
         parameters: Number of parameters of each component, by the component's name in the pipeline.
+        quantization: GGUF type of the denoisers' files that the lesson downloads, or `None`.
         defaults: `Defaults` for each kind of weights: always "pretrained", and "miniature" if there is one.
     """
 
@@ -88,6 +89,7 @@ class Model:
     max_prompt_tokens: int | None
     parameters: dict[str, int]
     defaults: dict[str, Defaults]
+    quantization: str | None = None
 
     @property
     def frames_rule(self) -> str:
@@ -196,6 +198,7 @@ MODELS: dict[str, Model] = {
                 "miniature": Defaults(width=256, height=144, num_frames=17, steps=4, guidance_scale=1.0),
                 "pretrained": Defaults(width=640, height=384, num_frames=81, steps=40, guidance_scale=3.5),
             },
+            quantization="Q4_K_M",
         ),
         Model(
             name="svd_xt",

@@ -12,6 +12,8 @@ from helpers.charts.table import MISSING
 from helpers.measure.records import load
 from helpers.models.catalogue import MODELS
 
+# Records from before this day counted mapped files as RAM, which a process does not hold (helpers.measure.ram).
+RAM_COUNTED_SINCE = "2026-11-26"
 DATA = Path(__file__).resolve().parents[2] / "data"
 MEASUREMENTS = DATA / "measurements"
 
@@ -68,12 +70,17 @@ class Row:
         return 1 + (ratio - 1) / self.steps if self.swap else ratio
 
     @property
+    def usual_step_seconds(self) -> float | None:
+        """Seconds of a step, with its share of a swap of the experts if the timed step includes one."""
+        counted_once = self.swap and self.ratio is not None
+        return self.resident_step_seconds * self.ratio if counted_once else self.step_seconds
+
+    @property
     def clip_minutes(self) -> float | None:
         """Minutes to denoise a clip in the recommended number of steps, or as stated."""
-        if self.minutes is not None or self.step_seconds is None:
+        if self.minutes is not None or self.usual_step_seconds is None:
             return self.minutes
-        baseline = self.resident_step_seconds if self.swap else None
-        return self.steps * (self.step_seconds if baseline is None else baseline * self.ratio) / 60
+        return self.steps * self.usual_step_seconds / 60
 
     @property
     def missed(self) -> bool | None:
@@ -168,7 +175,7 @@ def lesson_rows(record: Mapping, source: str, forecasts: Mapping) -> list[Row]:
             source, *_size(record), mode["offload"], record["device"],
             peak_gib=_highest(one["peak_allocated_gib"] for one in both),
             reserved_gib=_highest(one["peak_reserved_gib"] for one in both),
-            ram_gib=mode["peak_ram_gib"], step_seconds=mode["step_seconds"],
+            ram_gib=_ram(record, mode["peak_ram_gib"]), step_seconds=mode["step_seconds"],
             resident_step_seconds=record.get("resident_step_seconds"),
             forecast_gib=None if decode and decoding is None else _highest([mode.get("forecast_gib"), decoding]),
             same_latents=mode["latents_equal"], failed=mode["failed"] or "",
@@ -209,6 +216,10 @@ def _swaps(model: str, offload: str) -> bool:
     return model == "wan22_i2v_a14b" and offload == "model"
 
 
+def _ram(record: Mapping, gib: float | None) -> float | None:
+    return gib if str(record["date"]) >= RAM_COUNTED_SINCE else None
+
+
 def _highest(values) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
@@ -241,9 +252,9 @@ def by_set_up(rows: Sequence[Row], value: str) -> dict[str, dict[str, float | st
 def whole_runs(data: Path = DATA) -> list[dict]:
     """The run that made the clip, from each lesson's record: encoding the prompt, all steps, and decoding.
 
-    Keys: set_up, offload, device, peak_allocated_gib, peak_reserved_gib, peak_ram_gib, prompt_seconds, step_seconds,
-    decode_seconds, same_latents (a count, as text), swap (whether a step includes the swap of the two experts), and
-    failed.
+    Keys: set_up, offload, device, peak_allocated_gib, peak_reserved_gib, peak_ram_gib (`None` in records from before
+    `RAM_COUNTED_SINCE`), prompt_seconds, step_seconds, decode_seconds, same_latents (a count, as text), swap (whether a
+    step includes the swap of the two experts), and failed.
     """
     found = []
     for path in sorted((data / "measurements").glob("lessons_*/*.json")):
@@ -259,7 +270,8 @@ def whole_runs(data: Path = DATA) -> list[dict]:
             "same_latents": f"{sum(compared)} of {len(compared)} modes",
             "swap": record.get("steps") == 2 and _swaps(record["model"], record["offload"]),
             **{peak: _highest(meter[peak] for meter in meters)
-               for peak in ("peak_allocated_gib", "peak_reserved_gib", "peak_ram_gib")},
+               for peak in ("peak_allocated_gib", "peak_reserved_gib")},
+            "peak_ram_gib": _ram(record, _highest(meter["peak_ram_gib"] for meter in meters)),
         })  # fmt: skip
     order = [Row("", *size, "", "").set_up for size in published_forecasts(data)]
     return sorted(found, key=lambda one: order.index(one["set_up"]) if one["set_up"] in order else len(order))

@@ -17,7 +17,7 @@ COLUMNS = {  # heading: what it shows, and how
     "peak VRAM (GiB)": (lambda row: row.peak_gib, "{:.2f}".format),
     "forecast (GiB)": (lambda row: row.forecast_gib, "{:.2f}".format),
     "RAM (GiB)": (lambda row: row.ram_gib, "{:.1f}".format),
-    "s/step": (lambda row: row.step_seconds, "{:.3g}".format),
+    "s/step": (lambda row: row.usual_step_seconds, "{:.3g}".format),
     "x baseline": (lambda row: row.ratio, "{:.2f}".format),
     "min/clip": (lambda row: row.clip_minutes, "{:.1f}".format),
     "notes": (lambda row: _notes(row), str),
@@ -51,6 +51,23 @@ def table(rows: Sequence[Row], sort_by: str = "set-up", caption: str | None = No
     kept = [i for i, name in enumerate(COLUMNS) if name in ("who", "set-up") or _filled(shown, i)]
     cells = [[row[i] for i in kept] for row in shown]
     return SortableTable(caption or f"{len(rows)} rows, sorted by {sort_by}", cells[0], cells[1:])
+
+
+def recorded(rows: Sequence[Row], set_up: str) -> Table:
+    """What each mode of a set-up needed at full size on a real GPU, for a lesson that runs without one.
+
+    Args:
+        rows: `measured()`.
+        set_up: As `Row.set_up` has it, "SVD XT 1024x576x25" for example.
+
+    Raises:
+        ParameterError: If there is no such set-up.
+    """
+    own = [row for row in rows if row.set_up == one_of("set_up", set_up, tuple({row.set_up: 0 for row in rows}))]
+    names = ("mode", "peak VRAM (GiB)", "s/step", "x baseline", "min/clip", "notes")
+    cells = [[_cell(row, name) for name in names] for row in own if row.device == own[0].device]
+    device = own[0].device.removeprefix("NVIDIA ")
+    return Table(f"{set_up}, measured on one {device} with random weights", names, cells)
 
 
 def _cell(row: Row, name: str) -> str:

@@ -16,6 +16,8 @@ import torch
 
 from helpers.forecast.recording.replay import Method
 from helpers.models.architecture import Architecture
+from helpers.slices.slicing import slice_activations
+from helpers.slices.vae import decode_lean
 
 
 class RequestError(ValueError):
@@ -33,6 +35,8 @@ class Request:
         tiling: Whether the VAE works in tiles, or `None` for where it does in the lessons.
         chunking: Whether the feed-forward layers work in chunks (the SVD UNet's `enable_forward_chunking`).
         decode_chunk_size: Frames that the SVD decoder takes at once.
+        slice_tokens: Tokens that the denoiser computes at a time, or `None` for all.
+        lean_decoding: Whether the VAE decodes as `decode_lean` makes it, or `None` for with slices alone.
     """
 
     width: int
@@ -42,6 +46,8 @@ class Request:
     tiling: bool | None = None
     chunking: bool = True
     decode_chunk_size: int = 8
+    slice_tokens: int | None = None
+    lean_decoding: bool | None = None
 
     @property
     def size_text(self) -> str:
@@ -72,7 +78,11 @@ class Stages(ABC):
     prompt_tokens = 0
     size_multiple = 8
     frames_multiple: int | None = None
-    options = {"encode_image": ("tiling",), "denoise": ("guidance",), "decode": ("tiling",)}
+    options = {
+        "encode_image": ("tiling",),
+        "denoise": ("guidance", "slice_tokens"),
+        "decode": ("tiling", "lean_decoding"),
+    }
     encodes_in_tiles = False
     blends: tuple[str, ...] = ("blend_v", "blend_h")
     left_out = ""
@@ -101,6 +111,16 @@ class Stages(ABC):
             raise RequestError(f"num_frames={frames}: give at least 1.")
 
     @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens of a clip in the denoiser, the prompt's not counted: what `slice_tokens` is compared with."""
+
+    @property
+    def repeats_layers(self) -> bool:
+        """Whether the denoiser calls its layers more than once in a forward, because of its slices."""
+        return self.request.slice_tokens is not None and self.request.slice_tokens < self.tokens
+
+    @property
     def fixed_size(self) -> tuple[int, int] | None:
         return None
 
@@ -126,6 +146,8 @@ class Stages(ABC):
         value = getattr(self.request, name)
         if name == "tiling" and value is None:
             return stage == "decode" or self.encodes_in_tiles
+        if name == "lean_decoding" and value is None:
+            return self.request.slice_tokens is not None
         return value
 
     @contextmanager
@@ -143,6 +165,23 @@ class Stages(ABC):
             yield
         finally:
             self.vae.use_tiling = before
+
+    @contextmanager
+    def sliced(self, stage: str) -> Iterator[None]:
+        """Switch slices on as requested while the stage runs, and off afterwards."""
+        slice_tokens = self.request.slice_tokens if stage == "denoise" else None
+        lean = stage == "decode" and self.option("lean_decoding", stage)
+        try:
+            if slice_tokens is not None:
+                slice_activations(self.denoiser, slice_tokens)
+            if lean:
+                decode_lean(self.vae)
+            yield
+        finally:
+            if slice_tokens is not None:
+                slice_activations(self.denoiser, None)
+            if lean:
+                decode_lean(self.vae, on=False)
 
     def alike(self) -> list[list[Method]]:
         """Methods that do the same to tensors of the same shapes, for `helpers.forecast.recording.replay.remembering`.

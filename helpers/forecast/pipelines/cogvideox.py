@@ -47,14 +47,22 @@ class CogVideoX(Stages):
         size = self.request.height // self.space, self.request.width // self.space
         return empty(1, self.latent_frames, self.vae.config.latent_channels, *size, dtype=dtype)
 
+    @property
+    def tokens(self) -> int:
+        _, frames, _, height, width = self.latents(self.dtype).shape
+        return frames * (height // self.config.patch_size) * (width // self.config.patch_size)
+
+    @property
+    def repeats_layers(self) -> bool:
+        return self.request.slice_tokens is not None  # the text is a slice of its own
+
     def encode_image(self) -> None:
         latents = self.vae.encode(self.image(1)).latent_dist.mode().permute(0, 2, 1, 3, 4)
         torch.cat([latents, empty(*self.latents(self.dtype)[:, 1:].shape, dtype=self.dtype)], dim=1)
 
     def denoise(self) -> None:
         latents, image = self.latents(self.dtype), self.latents(self.dtype)
-        height, width = latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size
-        positions = [empty(self.latent_frames * height * width, self.config.attention_head_dim) for _ in range(2)]
+        positions = [empty(self.tokens, self.config.attention_head_dim) for _ in range(2)]
         embeds = empty(self.batch, self.prompt_tokens, self.config.text_embed_dim, dtype=self.dtype)
         inputs = torch.cat([torch.cat([latents] * self.batch), torch.cat([image] * self.batch)], dim=2)
         noise = self.denoiser(

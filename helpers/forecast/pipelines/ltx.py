@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from helpers.forecast.pipelines.base import Stages, empty
@@ -23,6 +25,10 @@ class LTX(Stages):
         r = self.request
         return (1, self.vae.config.latent_channels, (r.num_frames - 1) // time + 1, r.height // space, r.width // space)
 
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.latent_shape[2:])
+
     def encode_image(self) -> None:
         image = self.image(1)
         mean = self.vae.encode(image).latent_dist.mode().float()
@@ -30,10 +36,9 @@ class LTX(Stages):
 
     def denoise(self) -> None:
         channels, frames, height, width = self.latent_shape[1:]
-        tokens = frames * height * width
         embeds = empty(self.batch, self.prompt_tokens, self.config.caption_channels, dtype=self.dtype)
         mask = empty(self.batch, self.prompt_tokens, dtype=torch.int64)
-        latents, conditioning_mask = empty(1, tokens, channels), empty(self.batch, tokens)
+        latents, conditioning_mask = empty(1, self.tokens, channels), empty(self.batch, self.tokens)
         inputs = torch.cat([latents] * self.batch).to(self.dtype) if self.batch > 1 else latents.to(self.dtype)
         timestep = empty(self.batch, 1) * (1 - conditioning_mask)
         vae = self.vae

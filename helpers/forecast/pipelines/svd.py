@@ -16,8 +16,8 @@ class StableVideoDiffusion(Stages):
     space = 8
     options = {
         "encode_image": ("guidance",),
-        "denoise": ("guidance", "chunking"),
-        "decode": ("decode_chunk_size",),
+        "denoise": ("guidance", "chunking", "slice_tokens"),
+        "decode": ("decode_chunk_size", "lean_decoding"),
     }
     blends = ()  # this VAE has no tiling
 
@@ -62,6 +62,15 @@ class StableVideoDiffusion(Stages):
     def latents(self, channels: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         size = self.request.height // self.space, self.request.width // self.space
         return empty(1, self.request.num_frames, channels, *size, dtype=dtype or self.dtype)
+
+    @property
+    def tokens(self) -> int:
+        return self.request.num_frames * (self.request.height // self.space) * (self.request.width // self.space)
+
+    @property
+    def repeats_layers(self) -> bool:
+        slice_tokens = self.request.slice_tokens
+        return slice_tokens is not None and slice_tokens < self.batch * self.tokens
 
     def encode_image(self) -> None:
         encoder = self.arch.component("image_encoder")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from helpers.forecast.pipelines.base import Stages, empty
@@ -37,6 +39,10 @@ class Wan(Stages):
         channels = self.vae.config.z_dim if channels is None else channels
         height, width = self.request.height // self.space, self.request.width // self.space
         return empty(1, channels, self.latent_frames, height, width, dtype=dtype)
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.latents().shape[2:]) // math.prod(self.config.patch_size)
 
     def encode_image(self) -> None:
         image, latents = self.image(1, torch.float32), self.latents()

@@ -59,7 +59,7 @@ _architecture = lru_cache(maxsize=4)(Architecture)
 def _record(job: _Job) -> Recording:
     components = [job.arch.component(name) for name in job.arch.on_gpu]
     tape, usual = Tape(), sum(map(module_bytes, components))
-    with job.steps.prepared(job.stage):
+    with job.steps.prepared(job.stage), job.steps.sliced(job.stage):
         for component in components:
             tape.exclude(component)
         with tape, remembering(tape, *job.steps.alike()):

@@ -82,9 +82,9 @@ class Recording:
         )  # fmt: skip
         self.calls = [(one, first - self.start, last - self.start) for one, first, last in tape.done_calls[calls:]]
         self.replays = [(recording, one, start - self.start) for recording, one, start in tape.replays[replays:]]
-        # A method may return one of its arguments, changed in place.
-        self.same = next((index for index, value in enumerate(args) if value is output), None)
-        self.output = tree_map(_layout_of, output)
+        # A method may return arguments of its own, changed in place.
+        given = {id(value): name for name, value in _named(args, kwargs).items()}
+        self.output = tree_map(lambda leaf: _Given(given[id(leaf)]) if id(leaf) in given else _layout_of(leaf), output)
         self.lists = [[_layout_of(value) for value in one] for one in _lists(args, kwargs)]
 
     def names_in(self, module: torch.nn.Module) -> dict[torch.nn.Module, torch.nn.Module]:
@@ -108,11 +108,12 @@ class Recording:
         tape.closed.append(replace(self.events, live=self.events.live + tape.now, renamed=self.names_in(module)))
         tape.replays.append((self, module, tape.count))
         tape.count += len(self.events.live)
-        if self.same is not None:
-            return args[self.same]
         # The recorded events already contain these allocations: the new tensors are followed, without an event.
         with _disable_current_modes():
-            output = tree_map(self._allocated, self.output, is_leaf=lambda leaf: isinstance(leaf, _Layout))
+            given = _named(args, kwargs)
+            output = tree_map(
+                lambda leaf: given[leaf.name] if isinstance(leaf, _Given) else self._allocated(leaf), self.output
+            )
             for one, recorded in zip(_lists(args, kwargs), self.lists, strict=True):
                 for index, value in enumerate(recorded):
                     one[index] = self._allocated(value)
@@ -127,6 +128,18 @@ class _Layout:
     """Takes a tensor's place in recorded arguments and results."""
 
     layout: tuple
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Takes an argument's place in recorded results."""
+
+    name: int | str
+
+
+def _named(args: tuple, kwargs: dict) -> dict[int | str, torch.Tensor]:
+    """The tensors among a call's arguments, by position or name."""
+    return {name: value for name, value in [*enumerate(args), *kwargs.items()] if isinstance(value, torch.Tensor)}
 
 
 def _layout_of(value: Any) -> Any:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from helpers.forecast.recording.allocators import rounded, tensors
@@ -52,6 +52,7 @@ class Tape:
         self.calls: dict[torch.nn.Module, list[tuple[int, int]]] = {}
         self.entries: list[tuple[torch.nn.Module, int]] = []
         self.now = 0  # live bytes
+        self.ram_now = self.ram_peak = 0  # bytes of the tensors that were sent to RAM, and of what is made of them
         self.count = 0  # events
         self.open: list[Event] = []
         self.closed: list[Segment] = []
@@ -59,6 +60,7 @@ class Tape:
         self.replays: list[tuple[Any, torch.nn.Module, int]] = []  # (replay.Recording, module, first event)
         self._storages: dict[int, weakref.ref] = {}
         self._excluded: set[int] = set()  # storages of weights and buffers
+        self._in_ram: dict[int, weakref.ref] = {}  # storages of tensors that were sent to RAM, and what is made of them
         self._inside: list[tuple[torch.nn.Module, int]] = []
         self._stack = ExitStack()
 
@@ -93,7 +95,7 @@ class Tape:
         self._stack.enter_context(torch.no_grad())
         self._stack.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._stack.callback(register_module_forward_hook(self._leave_module, always_call=True).remove)
-        self._stack.enter_context(_FusedAttention(self))
+        self._stack.enter_context(_AsOnGPU(self))
         self._stack.enter_context(_Recorder(self))
         return self
 
@@ -128,7 +130,7 @@ class Tape:
             return False
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._storages or key in self._excluded:
+        if key in self._storages or key in self._excluded or key in self._in_ram:
             return False
         size = rounded(storage.nbytes())
 
@@ -139,6 +141,26 @@ class Tape:
         self._storages[key] = weakref.ref(storage, released)
         self.now += size
         return True
+
+    def is_in_ram(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor was sent to RAM, or made of one that was."""
+        return bool(self._in_ram) and tensor.untyped_storage()._cdata in self._in_ram
+
+    def keep_in_ram(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Leave a new tensor out of the count, because it is in RAM."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._in_ram and key not in self._storages:
+            size = storage.nbytes()
+
+            def released(_: object) -> None:
+                self.ram_now -= size
+                del self._in_ram[key]
+
+            self._in_ram[key] = weakref.ref(storage, released)
+            self.ram_now += size
+            self.ram_peak = max(self.ram_peak, self.ram_now)
+        return tensor
 
     def allocate(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor on the meta device, followed like the result of an operation."""
@@ -201,6 +223,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(map(self.tape.is_in_ram, tensors)):
+            return self.in_ram(operation, args, kwargs)
         key = None if operation.is_view else (operation, likeness((args, kwargs)))
         if key in self.results:
             layouts, kind, event = self.results[key]
@@ -219,9 +244,17 @@ class _Recorder(TorchDispatchMode):
             self.results[key] = list(map(layout_of, outputs)), type(output), event
         return output
 
+    def in_ram(self, operation: Any, args: tuple, kwargs: dict) -> Any:
+        """An operation with tensors in RAM: its results are there, too, and the GPU does nothing."""
+        output = operation(*args, **kwargs)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                self.tape.keep_in_ram(leaf)
+        return output
 
-class _FusedAttention(TorchFunctionMode):
-    """Computes attention as a GPU's fused kernel does: an output and a log-sum-exp, never the matrix of scores."""
+
+class _AsOnGPU(TorchFunctionMode):
+    """Does what differs on a GPU: fused attention, which never makes the matrix of scores, and copies to RAM."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -230,7 +263,16 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
             return self.attend(*args, **(kwargs or {}))
+        if function is torch.Tensor.to and args[1:2] == ("cpu",) and args[0].is_meta:
+            return self.to_ram(args[0])
         return function(*args, **(kwargs or {}))
+
+    def to_ram(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor's copy in RAM, which is not counted."""
+        with _disable_current_modes():
+            copy = torch.empty_like(tensor)
+        self.tape.add("to_ram", moved=tensor.nbytes)
+        return self.tape.keep_in_ram(copy)
 
     def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         *batch, length, _ = query.shape

@@ -1,0 +1,168 @@
+"""One run of the record of sliced runs: a real pipeline on a dummy checkpoint, from the image to the frames."""
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+
+from helpers import slices
+from helpers.measure import VRAMMeter, release
+from helpers.models import Architecture, dummy_folder, gguf_path, in_turn
+from helpers.units import GIB
+
+from .stage_runs import arguments, load
+
+
+def run(job: dict) -> None:
+    """Encode, denoise and decode as the job says; prints a row of JSON.
+
+    Args:
+        job: The fields of `sliced.Run`, and "configs", "cache", "latents" (where the latents go, or are compared with
+            if they are there), "baseline" (whether this is the plain resident run, without a cap).
+    """
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    arch = Architecture(Path(job["configs"]) / job["model"])
+    folder = dummy_folder(job["model"], arch.on_gpu, Path(job["cache"]), Path(job["configs"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not job["baseline"]:
+        gpu_bytes = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(job["cap_gib"] * GIB / gpu_bytes)
+    row, times = {}, []
+    meter = VRAMMeter(job["model"], show=False)
+    try:
+        with meter:
+            row |= _whole_run(job, arch, folder, device, meter, times)
+    except Exception as error:  # that a run does not fit is a result as well
+        row["failed"] = f"{type(error).__name__}: {str(error)[:300]}"
+    pairs = zip(times, times[1:], strict=False)
+    row["step_times"] = [round(after - before, 4) for before, after in pairs]
+    print("ROW " + json.dumps(row | {"meter": meter.as_dict()}), flush=True)
+
+
+def _whole_run(job: dict, arch: Architecture, folder: Path, device: str, meter: VRAMMeter, times: list) -> dict:
+    import time
+
+    meter.mark("load")
+    pipe = _pipeline(job, arch, folder, device)
+    torch.manual_seed(0)  # the same random embeddings in every run
+    given = arguments(arch, pipe, job["width"], job["height"], job["num_frames"], device)
+    if not job["guidance"]:
+        given["guidance_scale"] = 1.0
+
+    def step_ended(pipe, number, timestep, tensors):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+        return tensors
+
+    def first_step(*_):
+        handle.remove()
+        meter.mark("denoise")
+
+    handle = getattr(pipe, arch.denoisers[0]).register_forward_pre_hook(first_step)
+    meter.mark("encode_image")
+    given |= dict(num_inference_steps=job["steps"], output_type="latent", callback_on_step_end=step_ended)
+    latents = pipe(**given).frames.cpu()
+    vae = pipe.vae
+    meter.mark("drop")
+    del pipe
+    release()
+    row = {"latents_finite": bool(latents.isfinite().all())} | _compared(latents, job)
+    if not job["decode"]:
+        return row
+    meter.mark("decode")
+    frames = _decode(job, arch, vae.to(device), latents)
+    return row | {"frames": list(frames.shape), "frames_finite": bool(frames.isfinite().all())}
+
+
+def _pipeline(job: dict, arch: Architecture, folder: Path, device: str):
+    """The pipeline in its mode, sliced, and of the A14B one expert at a time; or with all weights on the GPU."""
+    import accelerate
+    import diffusers
+    from diffusers.hooks import apply_group_offloading
+
+    def offloaded(denoiser):
+        slices.slice_activations(denoiser, job["slice_tokens"])
+        apply_group_offloading(
+            denoiser, onload_device=torch.device(device), offload_device=torch.device("cpu"),
+            offload_type="leaf_level" if job["offload"] == "group_leaf" else "block_level", num_blocks_per_group=1,
+            use_stream=device == "cuda", record_stream=device == "cuda",
+            low_cpu_mem_usage=device == "cuda" and job["low_cpu_mem_usage"],
+        )  # fmt: skip
+        release()
+        return denoiser
+
+    def expert(name):
+        return offloaded(diffusers.WanTransformer3DModel.from_single_file(
+            str(gguf_path(folder, name, arch.quantization)), config=str(folder), subfolder=name,
+            torch_dtype=torch.bfloat16, quantization_config=diffusers.GGUFQuantizationConfig(torch.bfloat16),
+        ))  # fmt: skip
+
+    if job["baseline"] or len(arch.denoisers) == 1:
+        pipe = load(arch, folder)
+    else:
+        config = diffusers.WanTransformer3DModel.load_config(folder, subfolder="transformer")
+        loads = {name: functools.partial(expert, name) for name in arch.denoisers}
+        experts = in_turn(loads, config, torch.bfloat16, device)
+        vae = diffusers.AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
+        pipe = diffusers.WanImageToVideoPipeline.from_pretrained(
+            folder, text_encoder=None, tokenizer=None, vae=vae, **experts
+        )
+        pipe.set_progress_bar_config(disable=True)
+    if arch.family == "StableVideoDiffusion":
+        pipe.unet.enable_forward_chunking()
+    elif job["encode_in_tiles"]:
+        pipe.vae.enable_tiling()
+    if job["baseline"]:
+        return pipe.to(device)
+    denoisers = [getattr(pipe, name) for name in arch.denoisers]
+    if len(denoisers) == 1:
+        offloaded(denoisers[0])
+    for name in set(arch.on_gpu) - set(arch.denoisers):
+        _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), torch.device(device))
+        for denoiser in denoisers:
+            denoiser.register_forward_pre_hook(lambda *_, hook=hook: hook.offload())
+    return pipe
+
+
+def _compared(latents: torch.Tensor, job: dict) -> dict:
+    path = Path(job["latents"])
+    if job["baseline"]:
+        torch.save(latents, path)
+    if job["baseline"] or not path.exists():
+        return {}
+    difference = float((latents.float() - torch.load(path).float()).abs().max())
+    return {"latents_difference": difference, "latents_equal": difference == 0.0}
+
+
+def _decode(job: dict, arch: Architecture, vae, latents: torch.Tensor) -> torch.Tensor:
+    """The frames of the latents, in tiles or chunks of frames, the pieces joined in RAM."""
+    accelerate_hook = getattr(vae, "_hf_hook", None)
+    if accelerate_hook is not None:
+        import accelerate
+
+        accelerate.hooks.remove_hook_from_module(vae)
+    device = next(vae.parameters()).device
+    latents = latents.to(device, vae.dtype)
+    if arch.family != "StableVideoDiffusion":
+        vae.enable_tiling()
+    if not job["baseline"]:
+        slices.decode_lean(vae)
+    with torch.no_grad():
+        if arch.family == "StableVideoDiffusion":
+            chunks = latents.flatten(0, 1).split(job["decode_chunk_size"])
+            return torch.cat([vae.decode(chunk, num_frames=len(chunk)).sample for chunk in chunks])
+        if arch.family == "LTX":
+            grid = ((job["num_frames"] - 1) // 8 + 1, job["height"] // 32, job["width"] // 32)
+            latents = latents.unflatten(1, grid).movedim(-1, 1)
+            timestep = torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+            return vae.decode(latents, timestep).sample
+        if arch.family == "CogVideoX":
+            latents = latents.permute(0, 2, 1, 3, 4)
+        return vae.decode(latents).sample
