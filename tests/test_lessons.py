@@ -30,6 +30,7 @@ MATRIX = {
     "00_start_here": {"defaults": {}},
     "01_ltx_video": {
         "defaults": {},
+        "sliced": {"slice_tokens": 30, "offload": "group_block", "steps": 2},
         "portrait": {
             "clip": "wood_chipper", "prompt": "the wood chipper throws chips to the left", "offload": "group_leaf",
             "width": 160, "height": 288, "steps": 2, "keep_context": True,
@@ -49,6 +50,7 @@ MATRIX = {
         },
     },
     "06_scoreboard": {"defaults": {}},
+    "07_slice_the_activations": {"defaults": {}},
 }  # fmt: skip
 NAMES = {
     "01_ltx_video": "ltx_video", "02_wan22_ti2v_5b": "wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf": "wan22_i2v_a14b",
@@ -57,7 +59,7 @@ NAMES = {
 MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
-EXERCISES = [*NAMES, "06_scoreboard"]  # the lessons with three to solve
+EXERCISES = [*NAMES, "06_scoreboard", "07_slice_the_activations"]  # the lessons with three to solve
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "

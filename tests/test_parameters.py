@@ -86,6 +86,7 @@ def test_none_becomes_the_default_of_these_weights(given, tmp_path):
         {"negative_prompt": None, "vram_budget_gb": None, "ram_budget_gb": 32},
         {"seed": 2**63 - 1},
         {"soften": 0.5, "original": "encode"},
+        {"slice_tokens": 64, "offload": "group_block"},
         *({"offload": mode} for mode in OFFLOAD_MODES),
     ],
 )
@@ -122,6 +123,8 @@ def test_valid_parameters(given, changed):
         ({"seed": None}, "seed=None: give a number, without quotes."),
         ({"soften": -1}, "soften=-1: from 0, which leaves your clip as it is, to 10 seconds."),
         ({"soften": 0.5, "original": "copy"}, "soften needs the clip to be encoded: leave original=None, or"),
+        ({"slice_tokens": 0, "offload": "model"}, "slice_tokens=0: out of range; nearest: 1."),
+        ({"slice_tokens": 64, "offload": "group_leaf"}, "does not go with slice_tokens"),
         ({"vram_budget_gb": 0}, "vram_budget_gb=0: give more than 0 GiB, or None for the whole card."),
         ({"ram_budget_gb": -8}, "ram_budget_gb=-8: give more than 0 GiB, or None for no check."),
         (

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, forecast, forecasts, plan
+from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, find_way, forecast, forecasts, plan
 from helpers.forecast.__main__ import main
 from helpers.models import MODELS
 from tests.notebook_style import ROOT
@@ -77,6 +77,10 @@ def test_the_controls_offer_what_the_model_can_make_and_the_chart_follows():
     controls.vram.value = 4
     controls.chart()
     assert "use group_" in controls.status.value
+    before = controls.status.value
+    controls.slices.value = 1024
+    assert "group_leaf fails" in repr(controls.chart()) and controls.status.value != before
+    controls.slices.value = None
     controls.mode.value = "group_leaf"
     assert "peak VRAM" in repr(controls.chart())
     controls.model.value = "cogvideox_5b_i2v"
@@ -162,6 +166,20 @@ def test_the_command_line_judges(capsys):
     assert main(["ltx_video", *size, "--json"]) == 0 and "verdict" not in json.loads(capsys.readouterr().out)
 
 
+def test_what_no_mode_fits_may_fit_in_slices_and_with_little_ram(capsys):
+    size = dict(width=640, height=384, num_frames=17)
+    assert plan("wan22_i2v_a14b", vram_budget_gb=2.6, grow=False, **size).best is None
+    way = find_way("wan22_i2v_a14b", vram_budget_gb=3, ram_budget_gb=13, **size)
+    assert set(way.options) == {"slice_tokens", "encode", "one_expert_at_a_time", "low_cpu_mem_usage"}
+    assert way.forecast.fits(3, 13) and way.forecast.offload == "group_block" and "encode=layer_by_layer" in way.text
+    plain = find_way("wan22_i2v_a14b", vram_budget_gb=12, ram_budget_gb=22, **size)
+    assert "slice_tokens" not in plain.options, "what lowers RAM is tried before slices"
+    assert find_way("wan22_i2v_a14b", vram_budget_gb=0.6, **size) is None
+    assert main(["ltx_video", "--num-frames", "97", "--vram", "2.5", "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)["verdict"]
+    assert verdict["fits"] and verdict["slice_tokens"] and "with slice_tokens=" in verdict["why"]
+
+
 def test_a_verdict_on_one_mode_is_about_that_mode(capsys):
     size = ["--width", "256", "--height", "160", "--num-frames", "9", "--offload", "none"]
     assert main(["ltx_video", *size, "--vram", "4", "--json"]) == 0
@@ -173,8 +191,7 @@ def test_a_verdict_on_one_mode_is_about_that_mode(capsys):
 def test_too_little_ram_for_the_prompt_alone_has_a_remedy(capsys):
     size = ["--width", "256", "--height", "160", "--num-frames", "9", "--vram", "12", "--ram", "16"]
     assert main(["ltx_video", *size]) == 0
-    printed = capsys.readouterr().out
-    assert "It does not fit" in printed and "with encode=layer_by_layer 6.4 GiB of RAM are enough" in printed
+    assert "It fits: none takes" in (printed := capsys.readouterr().out) and "with encode=layer_by_layer" in printed
     assert main(["ltx_video", *size, "--encode", "layer_by_layer"]) == 0
     assert "It fits: none" in capsys.readouterr().out
 

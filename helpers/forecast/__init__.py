@@ -7,7 +7,7 @@
     python -m helpers.forecast ltx_video --offload group_leaf               # the same in a terminal
 
 - Forecasts: `forecast`, `forecasts`, and their results `Forecast`, `Forecasts`; `CONTEXT_GIB`, `STAGES`.
-- Planning: `plan`, `Plan`, `Verdict`, and `Controls`, sliders and pickers for a notebook.
+- Planning: `plan`, `Plan`, `Verdict`, `find_way` and its `Way` for small cards, and `Controls`, pickers for a notebook.
 - GPUs: `gpu(name)` and `GPUS` with their `Rates`, `DEFAULT_GPU`; `here()` for this machine's, `find_gpu` for a device
   name, `measure_gpu` for a GPU that is not in the table.
 - How it works: `stages` runs a `Request` on a `Tape`, and `Placement` adds each mode's weights. `RequestError` says
@@ -20,7 +20,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "forecasting": ("forecast", "forecasts"),
     "result": ("CONTEXT_GIB", "Forecast", "Forecasts"),
     "stage": ("STAGES",),
-    "planner": ("Plan", "Verdict", "plan"),
+    "planner": ("Plan", "Verdict", "Way", "find_way", "plan"),
     "controls": ("Controls",),
     "gpus": ("DEFAULT_GPU", "GPU", "GPUS", "find_gpu", "gpu", "here"),
     "rates": ("Rates",),

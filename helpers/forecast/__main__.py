@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
-from helpers.forecast.planner import Verdict
+from helpers.forecast.planner import Verdict, find_way
 from helpers.forecast.ram import ENCODE_WAYS
 from helpers.forecast.recording.recorder import architecture
+from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 from helpers.units import duration
@@ -36,9 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _refuse_useless(args)
         known = MODELS.get(args.checkpoint)
-        every = forecasts(
-            args.checkpoint,
-            **_size(args),
+        options = _size(args) | dict(
             guidance=args.guidance,
             tiling=args.tiling,
             decode_alone=args.decode_alone,
@@ -53,15 +52,20 @@ def main(arguments: list[str] | None = None) -> int:
             gpu=args.gpu,
             modes=(args.offload,) if args.offload else OFFLOAD_MODES,
         )
+        every = forecasts(args.checkpoint, **options)
         steps = args.steps or (known and known.defaults["pretrained"].steps)
         budgets = {"vram_budget_gb": args.vram, "ram_budget_gb": args.ram, "minutes": args.minutes}
         asked = any(budget is not None for budget in budgets.values())
         verdict = Verdict.of(every, steps=steps, **budgets) if asked else None
+        if verdict and args.slice_tokens:
+            verdict = replace(verdict, slice_tokens=args.slice_tokens)
+        if verdict and not verdict.fits and every.fastest(args.vram, args.ram) is None and not args.slice_tokens:
+            verdict = _with_slices(args.checkpoint, verdict, options, steps, budgets)
     except (ArchitectureError, RequestError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        judged = {"verdict": asdict(verdict) | {"slice_tokens": args.slice_tokens}} if verdict else {}
+        judged = {"verdict": asdict(verdict)} if verdict else {}
         print(json.dumps(every.as_json() | judged, indent=1))
         return 0
     print(every[args.offload] if args.offload else every)
@@ -70,6 +74,18 @@ def main(arguments: list[str] | None = None) -> int:
         time = "" if minutes is None else f", about {duration(60 * minutes)} per clip of {steps} steps on {args.gpu}"
         print(f"{'It fits' if verdict.fits else 'It does not fit'}: {verdict.why}{time}")
     return 0
+
+
+def _with_slices(
+    checkpoint: str, verdict: Verdict, options: dict, steps: int | None, budgets: dict[str, float | None]
+) -> Verdict:
+    """The verdict on the fastest way with slices or less RAM, or the given one if there is none."""
+    memory = {name: budgets[name] for name in ("vram_budget_gb", "ram_budget_gb")}
+    way = find_way(checkpoint, **memory, **options)
+    if way is None:
+        return verdict
+    found = Verdict.of(Forecasts({way.forecast.offload: way.forecast}), steps=steps, **budgets)
+    return replace(found, why=f"{found.why}, with {way.text}", slice_tokens=way.options.get("slice_tokens"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from helpers.charts import svg
 from helpers.charts.table import Picture
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
+from helpers.forecast.planner import SLICES
 from helpers.forecast.result import Forecast
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 from helpers.units import duration
@@ -50,6 +51,7 @@ class Controls:
         self.size = pick(options=[""], description="size")
         self.frames = slide(options=[1], description="frames")
         self.mode = pick(options=[ALL_MODES, *OFFLOAD_MODES], description="offload")
+        self.slices = pick(options=[("off", None), *((f"{n:,} tokens", n) for n in SLICES if n)], description="slices")
         self.gpu = pick(options=list(GPUS), value=DEFAULT_GPU, description="GPU")
         vram, ram = sorted({*VRAM_GIB, vram_budget_gb}), sorted({*RAM_GIB, ram_budget_gb})
         self.vram = slide(options=vram, value=vram_budget_gb, description="VRAM, GiB")
@@ -59,10 +61,12 @@ class Controls:
         self._handle = None
         self._offer_sizes()
         self.model.observe(self._offer_sizes, "value")
-        self.pickers = (self.model, self.size, self.frames, self.mode, self.gpu, self.vram, self.ram)
+        self.pickers = (
+            self.model, self.size, self.frames, self.mode, self.slices, self.gpu, self.vram, self.ram
+        )  # fmt: skip
         for one in self.pickers:
             one.observe(self._redraw, "value")
-        pickers = widgets.HBox([widgets.VBox(self.pickers[:4]), widgets.VBox(self.pickers[4:])])
+        pickers = widgets.HBox([widgets.VBox(self.pickers[:5]), widgets.VBox(self.pickers[5:])])
         self.box = widgets.VBox([pickers, self.status])  # the status is longer than one column
 
     def show(self) -> None:
@@ -78,7 +82,7 @@ class Controls:
         try:
             every = forecasts(
                 self.model.value, width=width, height=height, num_frames=self.frames.value, gpu=self.gpu.value,
-                quantization=MODELS[self.model.value].quantization,
+                quantization=MODELS[self.model.value].quantization, slice_tokens=self.slices.value,
             )  # fmt: skip
         except ValueError as error:
             self.status.value = "not possible"

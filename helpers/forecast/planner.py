@@ -19,8 +19,10 @@ from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
 from helpers.forecast.stage import STAGES
-from helpers.models.catalogue import MODELS
+from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 
+SLICES = (None, 8192, 4096, 2048, 1024)  # tokens at a time that the search tries, the fastest first
+WITH_SLICES = ("none", "model", "group_block")  # the modes that copy a layer's weights once for all its slices
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds
 MOST_WIDTH = 1920  # and the search for the largest size here
 SAME_SHAPE = 0.07  # sizes whose aspect ratio differs by less count as the same shape
@@ -37,12 +39,14 @@ class Verdict:
         offload: The fastest mode that fits; if none does, the one that comes closest in memory.
         minutes_per_clip: Estimated minutes in that mode, `None` if the GPU's rates or the steps are unknown.
         why: The reason, in a sentence.
+        slice_tokens: Tokens at a time if only slices make it fit, else `None`.
     """
 
     fits: bool
     offload: str
     minutes_per_clip: float | None
     why: str
+    slice_tokens: int | None = None
 
     @classmethod
     def of(
@@ -76,19 +80,72 @@ class Verdict:
             vram, ram = f"{best.peak_vram_gib:.1f} GiB of VRAM", f"{best.peak_ram_gib:.1f} GiB of RAM"
             which = "no mode fits: " if len(every) > 1 else ""
             why = f"{which}{best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
-            return cls(False, best.offload, minutes_of(best), why + _remedy(best, vram_budget_gb, ram_budget_gb))
+            return cls(False, best.offload, minutes_of(best), why)
         taken = minutes_of(best)
-        which = "is the fastest mode that fits" if len(every) > 1 else "fits"
+        which = "is the fastest mode that fits:" if len(every) > 1 else "takes"
         if minutes is not None:
             if taken is None:
                 raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
             if taken > minutes:
                 return cls(
                     False, best.offload, taken,
-                    f"{best.offload} {which} the memory, and takes {taken:.1f} minutes per clip",
+                    f"{best.offload} fits the memory, but takes {taken:.1f} minutes per clip, and no mode is faster",
                 )  # fmt: skip
-        why = f"{best.offload} {which}: {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
+        why = f"{best.offload} {which} {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
         return cls(True, best.offload, taken, f"{why} ({STAGES[best.peak_stage.name]}), {best.peak_ram_gib:.1f} of RAM")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What makes a model fit where no mode does by itself.
+
+    Attributes:
+        forecast: The fastest mode that then fits.
+        options: What to switch on, as `forecasts` takes it: slice_tokens, encode, one_expert_at_a_time and others.
+    """
+
+    forecast: Forecast
+    options: dict[str, object]
+
+    @property
+    def text(self) -> str:
+        """The options in words: "slice_tokens=4096, encode=layer_by_layer"."""
+        return ", ".join(name if value is True else f"{name}={value}" for name, value in self.options.items())
+
+
+def find_way(
+    checkpoint: str | Path, *, vram_budget_gb: float | None, ram_budget_gb: float | None = None, **options
+) -> Way | None:
+    """The fastest way to fit the budgets with slices and with less RAM, or `None`; the plain modes are not tried.
+
+    Slices lower the VRAM of the denoiser and of decoding. What lowers RAM comes in this order: the prompt encoded layer
+    by layer, one expert at a time, and pinning only what travels. With a large model each size of slices takes some
+    seconds.
+
+    Args:
+        options: Those of `helpers.forecast.forecasts`, the size among them.
+    """
+    arch = architecture(checkpoint, options.get("quantization"), options.get("dtype"))
+    savings: list[dict[str, object]] = [{}]
+    if ram_budget_gb is not None:
+        steps = [{"encode": "layer_by_layer"}] if arch.text_encoder else []
+        steps += [{"one_expert_at_a_time": True}] if len(arch.denoisers) > 1 else []
+        for step in (*steps, {"low_cpu_mem_usage": True}):
+            savings.append(savings[-1] | step)
+    smaller = [{"decode_chunk_size": frames} for frames in (8, 4, 2, 1)]
+    for slice_tokens in SLICES:
+        sliced = {} if slice_tokens is None else {"slice_tokens": slice_tokens}
+        modes = [mode for mode in options.get("modes", OFFLOAD_MODES) if not sliced or mode in WITH_SLICES]
+        if not modes:
+            continue
+        for chunk in smaller if sliced and arch.family == "StableVideoDiffusion" else [{}]:
+            for saving in savings if sliced else savings[1:]:
+                switched = sliced | chunk | saving
+                every = forecasts(checkpoint, **(options | switched | {"modes": tuple(modes)}))
+                best = every.fastest(vram_budget_gb, ram_budget_gb)
+                if best is not None:
+                    return Way(best, switched)
+    return None
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,6 +158,7 @@ class Plan(ShownAsTable):
         most_frames: The largest number of frames at this size that fits, by mode, or `None`.
         largest_size: The largest (width, height) of this shape that fits at this number of frames, by mode, or `None`.
         reasons: Why each mode fits or not, a sentence each.
+        way: What makes it fit if no mode does by itself, or `None`.
     """
 
     best: Forecast | None
@@ -108,6 +166,7 @@ class Plan(ShownAsTable):
     most_frames: dict[str, int | None]
     largest_size: dict[str, tuple[int, int] | None]
     reasons: dict[str, str]
+    way: Way | None = None
 
     def table(self) -> Table:
         """One row per mode; the columns of frames and sizes only if there is something in them."""
@@ -118,6 +177,9 @@ class Plan(ShownAsTable):
             frames, size = self.most_frames[mode], self.largest_size[mode]
             longest = "" if frames is None else _at_least(frames, MOST_FRAMES)
             rows.append([mode, chosen, reason, longest, "" if size is None else "{}x{}".format(*size)])
+        if self.way is not None:
+            need = f"{self.way.forecast.peak_vram_gib:.1f} GiB of VRAM, {self.way.forecast.peak_ram_gib:.1f} of RAM"
+            rows.append([self.way.forecast.offload, "use this", f"fits with {self.way.text}: {need}", "", ""])
         if not any(row[3] or row[4] for row in rows):  # not searched for, or nothing fits
             columns, rows = columns[:3], [row[:3] for row in rows]
         return Table("Plan", columns, rows)
@@ -135,7 +197,8 @@ def plan(
     grow: bool = True,
     **options,
 ) -> Plan:
-    """Find the fastest mode that fits both budgets, and the largest number of frames and size that fit in each mode.
+    """Find the fastest mode that fits both budgets, or with slices if none does by itself, and how far each mode goes:
+    the largest number of frames and the largest size.
 
     If the GPU's rates are unknown, the modes' usual order of speed decides (`helpers.forecast.result.FASTEST_FIRST`).
 
@@ -181,15 +244,12 @@ def plan(
                 sizes[mode] = _last_that_fits(
                     shapes, (width, height), lambda shape: excess(forecasts_at(*shape, num_frames))
                 )
-    return Plan(best, requested, frames, sizes, reasons)
-
-
-def _remedy(one: Forecast, vram_gib: float | None, ram_gib: float | None) -> str:
-    """What to do if only encoding the prompt takes too much RAM."""
-    others = max(size for moment, size in one.ram.items() if moment != "encode the prompt")
-    if ram_gib is None or not one.fits(vram_gib) or RAM_MARGIN * others > ram_gib:
-        return ""
-    return f". That is the prompt's encoder: with encode=layer_by_layer {others:.1f} GiB of RAM are enough, and it fits"
+    way = None
+    if best is None and "slice_tokens" not in options:
+        size = {"width": width, "height": height, "num_frames": num_frames}
+        budgets = {"vram_budget_gb": vram_budget_gb, "ram_budget_gb": ram_budget_gb}
+        way = find_way(checkpoint, **budgets, **size, gpu=gpu, **options)
+    return Plan(best, requested, frames, sizes, reasons, way)
 
 
 def _reason(one: Forecast, vram_gib: float, ram_gib: float | None) -> str:

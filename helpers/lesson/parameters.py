@@ -234,6 +234,11 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     slice_tokens = given("slice_tokens")
     if slice_tokens is not None:
         slice_tokens = values.whole_number(problems, "slice_tokens", slice_tokens, least=1)
+        if offload in ("sequential", "group_leaf"):
+            problems.append(
+                f"offload={offload!r} does not go with slice_tokens: each slice would copy every layer's weights "
+                "again. Choose from none, model, group_block; nearest: 'group_block'."
+            )
     budgets = {
         name: _budget(problems, name, given(name), meaning)
         for name, meaning in (("vram_budget_gb", "the whole card"), ("ram_budget_gb", "no check"))

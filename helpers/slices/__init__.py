@@ -14,4 +14,5 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "slicing": ("slice_activations",),
     "tokens": ("Rows", "SliceError", "matrix", "spans"),
     "vae": ("decode_lean",),
+    "wan": ("SlicedWanBlock", "rotate"),
 })

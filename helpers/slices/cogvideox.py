@@ -55,14 +55,14 @@ class SlicedCogVideoXBlock(CogVideoXBlock):
             return apply_rotary_emb(tensor, tuple(one[s] for one in image_rotary_emb))
 
         to_k, to_v = matrix(attn.to_k, pieces), matrix(attn.to_v, pieces)
-        for x, s, place in pieces:
-            inputs = normed(x, s)
+        inputs_of = [normed(x, s) for x, s, _ in pieces]
+        for (x, s, place), inputs in zip(pieces, inputs_of, strict=True):
             keys[:, :, place] = placed(to_k(inputs), attn.norm_k, x, s)
             values[:, :, place] = heads(to_v(inputs))
         del inputs, to_k, to_v
         to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
         for x, s, _ in pieces:
-            query = placed(to_q(normed(x, s)), attn.norm_q, x, s)
+            query = placed(to_q(inputs_of.pop(0)), attn.norm_q, x, s)
             out = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2, 3)
             x[:, s] += gate(x) * to_out(out)
         del query, out, keys, values, to_q, to_out

@@ -27,21 +27,18 @@ class SlicedLTXBlock(LTXVideoTransformerBlock):
         shift, scale, gate, ff_shift, ff_scale, ff_gate = range(6)
         cos, sin = image_rotary_emb
 
-        def normed(s):
-            return self.norm1(x[:, s]) * (1 + temb.part(scale, s)) + temb.part(shift, s)
-
         # Self-attention: each token sees the keys and values of all others, so these are made first.
         attn = self.attn1
         keys, values = torch.empty_like(x), torch.empty_like(x)
         to_k, to_v = matrix(attn.to_k, pieces), matrix(attn.to_v, pieces)
-        for s in pieces:
-            inputs = normed(s)
+        normed = [self.norm1(x[:, s]) * (1 + temb.part(scale, s)) + temb.part(shift, s) for s in pieces]
+        for s, inputs in zip(pieces, normed, strict=True):
             keys[:, s] = apply_rotary_emb(attn.norm_k(to_k(inputs)), (cos[:, s], sin[:, s]))
             values[:, s] = to_v(inputs)
         del inputs, to_k, to_v
         to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
         for s in pieces:
-            query = apply_rotary_emb(attn.norm_q(to_q(normed(s))), (cos[:, s], sin[:, s]))
+            query = apply_rotary_emb(attn.norm_q(to_q(normed.pop(0))), (cos[:, s], sin[:, s]))
             x[:, s] += to_out(self._attend(attn, query, keys, values)) * temb.part(gate, s)
         del query, keys, values, to_q, to_out
 
@@ -95,7 +92,6 @@ class SlicedLTX(LTXVideoTransformer3DModel):
             x = block(x, context, Rows(temb, steps.index), rotary_emb, encoder_attention_mask)
 
         embedded = Rows(self.scale_shift_table + embedded[:, None], steps.index)
-        out = x.new_empty(*x.shape[:2], self.proj_out.out_features)
-        for s in spans(x.shape[1], self.slice_tokens):
-            out[:, s] = self.proj_out(self.norm_out(x[:, s]) * (1 + embedded.part(1, s)) + embedded.part(0, s))
+        everything = slice(0, x.shape[1])
+        out = self.proj_out(self.norm_out(x) * (1 + embedded.part(1, everything)) + embedded.part(0, everything))
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)

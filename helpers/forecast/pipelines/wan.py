@@ -32,8 +32,9 @@ class Wan(Stages):
 
     @property
     def encodes_in_tiles(self) -> bool:
-        """Lesson 03 does so above 640x384, because this model encodes not one frame, but a whole video."""
-        return not self.expand_timesteps and self.request.width * self.request.height > 640 * 384
+        """Lesson 03 does so above 640x384, and with slices: this model encodes not one frame, but a whole video."""
+        large = self.request.width * self.request.height > 640 * 384
+        return not self.expand_timesteps and (large or self.request.slice_tokens is not None)
 
     def latents(self, channels: int | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         channels = self.vae.config.z_dim if channels is None else channels
