@@ -1,6 +1,7 @@
 """Slices of activations: the same latents through the real pipelines, what cannot be sliced, and lean decoding."""
 
 import functools
+import json
 import weakref
 
 import diffusers
@@ -11,11 +12,14 @@ from PIL import Image
 from torch.nn import functional
 
 from data.make.miniatures.families import family_of
+from data.make.slices import largest
 from helpers import slices
 from helpers.forecast import RequestError, forecast, forecasts
 from helpers.lesson import offload_in_groups, offload_sequentially, use_onednn
 from helpers.models import MINIATURES, MODELS, gguf_path, in_turn
+from helpers.scoreboard import sliced_records, sliced_table
 from helpers.slices import Rows, SliceError, spans
+from tests.notebook_style import ROOT
 
 SIZES = {  # width, height, frames of a quick run, and a number of tokens that makes several slices of it
     "ltx_video": (192, 128, 17, 40),
@@ -244,6 +248,34 @@ def test_the_forecast_knows_slices_and_lean_decoding():
     usual = forecast("wan22_i2v_a14b", **size, slice_tokens=2048, lean_decoding=False, offload="group_block")
     assert usual.stages["decode"].peak_gib == plain["group_block"].stages["decode"].peak_gib
     assert sliced["group_block"].ram["decode"] > usual.ram["decode"], "the pieces are joined in RAM"
+
+
+@pytest.mark.parametrize("record", sliced_records(), ids=lambda one: f"{one['model']}-{one['width']}")
+def test_recorded_runs_stayed_below_their_cap_and_near_todays_forecast(record):
+    assert record["failed"] is None and record["latents_finite"] and record["frames_finite"]
+    assert record["peak_allocated_gib"] <= record["peak_reserved_gib"] <= record["vram_cap_gib"]
+    size = {name: record[name] for name in ("width", "height", "num_frames", "slice_tokens", "guidance")}
+    one = forecast(
+        record["model"], offload=record["offload"], decode_chunk_size=record["decode_chunk_size"],
+        one_expert_at_a_time=record["one_expert_at_a_time"], gpu="H100", **size,
+    )  # fmt: skip
+    assert one.peak_vram_gib == pytest.approx(record["peak_allocated_gib"], rel=0.05, abs=0.15)
+    assert one.peak_vram_gib == pytest.approx(record["forecast"]["peak_vram_gib"], abs=0.01), "as recorded"
+
+
+def test_the_runs_are_shown_side_by_side():
+    rows = {row[0]: dict(zip(sliced_table().columns, row, strict=True)) for row in sliced_table().rows}
+    famous = rows["A14B Q4 1280x720x81"]
+    assert (famous["cap, GiB"], famous["latents"], famous["x baseline"]) == ("4", "equal", "1.08")
+    assert "off by" in rows["SVD XT 1024x576x25"]["latents"]
+
+
+def test_the_picture_of_the_largest_videos_is_of_its_record_and_of_todays_forecast():
+    record = json.loads((ROOT / "data" / "largest.json").read_text(encoding="utf-8"))
+    assert (ROOT / "data" / "pictures" / "largest.svg").read_text(encoding="utf-8") == largest.drawn(record) + "\n"
+    (cell,) = (one for one in record["cards"]["4"] if one["width"] == 1280)
+    assert cell["peak_vram_gib"] + record["context_gib"] <= 4 < largest.peak((1280, 720), cell["num_frames"] + 4) + 0.5
+    assert cell["num_frames"] >= 81, "five seconds of 720p on 4 GB, as the README says"
 
 
 def test_the_forecast_knows_one_expert_at_a_time_and_the_prompt_layer_by_layer():

@@ -1,7 +1,7 @@
 """How long a video of each size a card can make, with sliced activations: data/largest.json and its picture.
 
-python -m data.make.measurements.largest          # some minutes
-python -m data.make.measurements.largest --draw   # only the picture
+python -m data.make.slices.largest          # some minutes
+python -m data.make.slices.largest --draw   # only the picture
 
 Wan2.2 A14B in Q4_K_M, blocks streamed, slices of 2,048 tokens, lean decoding. The peak grows in a straight line with
 the frames, so two forecasts give a first answer, and a third checks it.
@@ -19,7 +19,7 @@ MODEL, SLICE_TOKENS, FPS = "wan22_i2v_a14b", 2048, 16
 CARDS = (4, 6, 8, 12, 16, 24)
 SIZES = ((640, 384), (832, 480), (1024, 576), (1280, 720), (1920, 1088))
 MOST_FRAMES = 321  # twenty seconds
-COLOURS = ("#b3cde3", "#8c96c6", "#8856a7", "#e08214", "#1b7837", "#222")
+COLOURS = ("#2b7bba", "#6a51a3", "#c51b8a", "#e6550d", "#1b7837", "#222")
 
 
 def peak(size: tuple[int, int], frames: int) -> float:

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import torch
 
+from data.make.measurements.stage_runs import arguments, load
 from helpers import slices
 from helpers.measure import VRAMMeter, release
 from helpers.models import Architecture, dummy_folder, gguf_path, in_turn
 from helpers.units import GIB
-
-from .stage_runs import arguments, load
 
 
 def run(job: dict) -> None:
     """Encode, denoise and decode as the job says; prints a row of JSON.
 
     Args:
-        job: The fields of `sliced.Run`, and "configs", "cache", "latents" (where the latents go, or are compared with
-            if they are there), "baseline" (whether this is the plain resident run, without a cap).
+        job: The fields of `whole_runs.Run`, and "configs", "cache", "latents" (where the baseline's go, and what others are
+            compared with), "baseline" (whether this is the plain resident run, without a cap).
     """
     import diffusers
     import transformers

@@ -1,7 +1,7 @@
 """Measure whole runs with sliced activations under a cap, and the plain resident runs beside them.
 
-python -m data.make.measurements.sliced                         # all, on the first GPU; resumes where it stopped
-python -m data.make.measurements.sliced --only a14b_720p --minutes 5
+python -m data.make.slices.whole_runs                         # all, on the first GPU; resumes where it stopped
+python -m data.make.slices.whole_runs --only a14b_720p --minutes 5
 
 Each run encodes an image, takes some steps and decodes, on a full-size dummy checkpoint, in a process of its own that
 PyTorch's allocator keeps below the cap. The baseline has all weights on the GPU and no cap; its step is the resident
@@ -22,11 +22,10 @@ from pathlib import Path
 import torch
 
 from data.make import ROOT
+from data.make.slices.one_run import run
 from helpers import measure
 from helpers.forecast import find_gpu, forecasts
 from helpers.models import CACHE, CONFIGS
-
-from .sliced_runs import run
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def measured(name: str, one: Run, folder: Path, baseline: bool, limit: float, co
     job = asdict(one) | {
         "baseline": baseline, "latents": str(latents), "configs": str(configs), "cache": str(cache)
     } | ({"slice_tokens": None, "decode": False} if baseline else {})  # fmt: skip
-    command = [sys.executable, "-m", "data.make.measurements.sliced", "--child", json.dumps(job)]
+    command = [sys.executable, "-m", "data.make.slices.whole_runs", "--child", json.dumps(job)]
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     try:
         done = subprocess.run(

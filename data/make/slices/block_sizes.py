@@ -1,6 +1,6 @@
 """Time and memory of one full-size block over the size of its slices: data/measurements/slice_sizes_<gpu>.json.
 
-python -m data.make.measurements.slice_sizes
+python -m data.make.slices.block_sizes
 
 The block is one of Wan2.2 A14B's 80, in bf16 with random weights, for 1280x720 with 81 frames.
 """
