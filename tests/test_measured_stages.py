@@ -1,11 +1,15 @@
 """What measures the stages of a pipeline: it loads dummies as published, all modes agree, and misses are named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from data.make.measurements import stage_accuracy, stage_runs
+from data.make.slices import one_run, whole_runs
+from helpers.lesson.kernels import use_onednn
 from helpers.models.architecture import Architecture
 from helpers.models.catalogue import MODELS
 from helpers.models.dummies import dummy_folder
@@ -92,3 +96,24 @@ def test_the_summary_names_every_miss():
     drawing = stage_accuracy.chart([row(), missed], "a GPU")
     assert drawing.count('transform="translate') == 5 + 2 + 3  # stages, steps and the legend
     assert json.dumps(text)[1:20] in json.dumps(drawing)
+
+
+@pytest.mark.parametrize("name", ["ltx_video", "a14b_720p"])
+def test_a_sliced_run_is_whole_and_equals_its_baseline(name, configs, cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(functional, "conv3d", functional.conv3d)  # put back afterwards
+    use_onednn()
+    one = whole_runs.RUNS[name]
+    width, height, frames = SIZES[one.model]
+    tokens = 4096 if one.offload == "group_leaf" else 4
+    small = replace(one, width=width, height=height, num_frames=frames, slice_tokens=tokens, steps=3)
+    rows = []
+    for baseline in (True, False):
+        one_run.run(whole_runs.job_of(small, baseline, tmp_path / "latents.pt", configs, cache))
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("ROW "))
+        rows.append(json.loads(line[4:]))
+    plain, sliced = rows
+    assert "failed" not in plain | sliced and len(sliced["step_times"]) == 2
+    assert sliced["latents_finite"] and sliced["frames_finite"] and "frames" not in plain
+    assert sliced["latents_equal"], sliced["latents_difference"]
+    phases = [phase["name"] for phase in sliced["meter"]["phases"]]
+    assert phases == ["load", "encode_image", "denoise", "drop", "decode"]

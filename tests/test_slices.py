@@ -21,6 +21,8 @@ from helpers.scoreboard import sliced_records, sliced_table
 from helpers.slices import Rows, SliceError, spans
 from tests.notebook_style import ROOT
 
+pytestmark = pytest.mark.slices
+
 SIZES = {  # width, height, frames of a quick run, and a number of tokens that makes several slices of it
     "ltx_video": (192, 128, 17, 40),
     "wan22_ti2v_5b": (192, 128, 9, 20),

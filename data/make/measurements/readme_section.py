@@ -51,8 +51,8 @@ def ram_table(data: Path) -> list[str]:
             "",
             f"RAM that the process held in whole lessons, on one {rows[0]['device'].removeprefix('NVIDIA ')}, in GiB. "
             "Pinned copies count, and pages of mapped files do not, because the system can drop them: it reads them "
-            "again. The forecast counts all weights, mapped or not; where weights are pinned, it was up to 10 % too low, "
-            "so a verdict adds 10 %.",
+            "again. The forecast counts all weights, mapped or not; where weights are pinned, it was up to 10 % too "
+            "low, so a verdict adds 10 %.",
             "",
             "| | mode | prompt | steps | decode | forecast of the highest |",
             "|---" * 6 + "|",

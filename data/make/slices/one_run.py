@@ -17,8 +17,8 @@ def run(job: dict) -> None:
     """Encode, denoise and decode as the job says; prints a row of JSON.
 
     Args:
-        job: The fields of `whole_runs.Run`, and "configs", "cache", "latents" (where the baseline's go, and what others are
-            compared with), "baseline" (whether this is the plain resident run, without a cap).
+        job: The fields of `whole_runs.Run`, and "configs", "cache", "latents" (where the baseline's go, which
+            others are compared with), "baseline" (whether this is the plain resident run, without a cap).
     """
     import diffusers
     import transformers

@@ -83,13 +83,18 @@ RUNS = {
 }  # fmt: skip
 
 
-def measured(name: str, one: Run, folder: Path, baseline: bool, limit: float, configs: Path, cache: Path) -> dict:
+def job_of(one: Run, baseline: bool, latents: Path, configs: Path, cache: Path) -> dict:
+    """What `one_run.run` takes: the run, or its baseline, which is not sliced and ends with the latents."""
+    paths = {"latents": str(latents), "configs": str(configs), "cache": str(cache)}
+    plain = {"slice_tokens": None, "decode": False} if baseline else {}
+    return asdict(one) | paths | {"baseline": baseline} | plain
+
+
+def measured(one: Run, folder: Path, baseline: bool, limit: float, configs: Path, cache: Path) -> dict:
     """Run it in a separate process, which is killed after `limit` seconds; returns what it printed."""
     latents = folder / "latents" / f"{one.model}_{one.width}x{one.height}x{one.num_frames}_{one.steps}.pt"
     latents.parent.mkdir(parents=True, exist_ok=True)
-    job = asdict(one) | {
-        "baseline": baseline, "latents": str(latents), "configs": str(configs), "cache": str(cache)
-    } | ({"slice_tokens": None, "decode": False} if baseline else {})  # fmt: skip
+    job = job_of(one, baseline, latents, configs, cache)
     command = [sys.executable, "-m", "data.make.slices.whole_runs", "--child", json.dumps(job)]
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     try:
@@ -164,9 +169,9 @@ def main() -> None:
         one, limits = RUNS[name], (args.configs, args.cache)
         same = (one.model, one.width, one.height, one.num_frames, one.steps, one.guidance)
         if one.baseline and same not in baselines:
-            baselines[same] = measured(name, one, folder, True, left, *limits)
+            baselines[same] = measured(one, folder, True, left, *limits)
         baseline = baselines.get(same, {})
-        sliced = measured(name, one, folder, False, deadline - time.monotonic() + 30, *limits)
+        sliced = measured(one, folder, False, deadline - time.monotonic() + 30, *limits)
         row = record(one, sliced, baseline)
         measure.save(row, path)
         shown = ("peak_allocated_gib", "peak_reserved_gib", "peak_ram_gib", "step_seconds", "resident_step_seconds",
