@@ -159,7 +159,8 @@ def test_the_command_line_judges(capsys):
     assert main(["ltx_video", *size, "--vram", "12", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["verdict"]["fits"] is True and printed["verdict"]["slice_tokens"] is None
-    assert set(printed["verdict"]) == {"fits", "offload", "slice_tokens", "minutes_per_clip", "why"}
+    keys = {"fits", "offload", "slice_tokens", "minutes_per_clip", "why", "options"}
+    assert set(printed["verdict"]) == keys and printed["verdict"]["options"] == {}
     assert (printed["model"], printed["width"], printed["gpu"]) == ("ltx_video", 256, "RTX 4070 Ti")
     assert main(["ltx_video", *size, "--vram", "0.6"]) == 0
     assert "It does not fit: no mode fits" in capsys.readouterr().out
@@ -177,7 +178,14 @@ def test_what_no_mode_fits_may_fit_in_slices_and_with_little_ram(capsys):
     assert find_way("wan22_i2v_a14b", vram_budget_gb=0.6, **size) is None
     assert main(["ltx_video", "--num-frames", "97", "--vram", "2.5", "--json"]) == 0
     verdict = json.loads(capsys.readouterr().out)["verdict"]
-    assert verdict["fits"] and verdict["slice_tokens"] and "with slice_tokens=" in verdict["why"]
+    assert verdict["fits"] and verdict["options"] == {"slice_tokens": verdict["slice_tokens"]} != {"slice_tokens": None}
+    assert main(["ltx_video", "--num-frames", "97", "--vram", "2.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "As it is, no mode fits. With slice_tokens=" in printed and "in a lesson: -p offload group_" in printed
+    assert main(["wan22_i2v_a14b", "--num-frames", "5", "--offload", "sequential", "--vram", "8"]) == 0
+    assert "It does not fit: sequential does not work: " in capsys.readouterr().out
+    assert main(["ltx_video", "--slice-tokens", "1"]) == 2
+    assert "makes 6,144 slices" in capsys.readouterr().err
 
 
 def test_a_verdict_on_one_mode_is_about_that_mode(capsys):
@@ -191,7 +199,7 @@ def test_a_verdict_on_one_mode_is_about_that_mode(capsys):
 def test_too_little_ram_for_the_prompt_alone_has_a_remedy(capsys):
     size = ["--width", "256", "--height", "160", "--num-frames", "9", "--vram", "12", "--ram", "16"]
     assert main(["ltx_video", *size]) == 0
-    assert "It fits: none takes" in (printed := capsys.readouterr().out) and "with encode=layer_by_layer" in printed
+    assert "With encode=layer_by_layer, it fits: none takes" in capsys.readouterr().out
     assert main(["ltx_video", *size, "--encode", "layer_by_layer"]) == 0
     assert "It fits: none" in capsys.readouterr().out
 

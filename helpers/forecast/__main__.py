@@ -42,7 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
             tiling=args.tiling,
             decode_alone=args.decode_alone,
             chunking=args.chunking is not False,
-            decode_chunk_size=args.decode_chunk_size or 8,
             quantization=args.quantization or (known and known.quantization),
             low_cpu_mem_usage=args.low_cpu_mem_usage,
             slice_tokens=args.slice_tokens,
@@ -52,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             gpu=args.gpu,
             modes=(args.offload,) if args.offload else OFFLOAD_MODES,
         )
+        if args.decode_chunk_size:
+            options["decode_chunk_size"] = args.decode_chunk_size
         every = forecasts(args.checkpoint, **options)
         steps = args.steps or (known and known.defaults["pretrained"].steps)
         budgets = {"vram_budget_gb": args.vram, "ram_budget_gb": args.ram, "minutes": args.minutes}
@@ -59,8 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
         verdict = Verdict.of(every, steps=steps, **budgets) if asked else None
         if verdict and args.slice_tokens:
             verdict = replace(verdict, slice_tokens=args.slice_tokens)
-        if verdict and not verdict.fits and every.fastest(args.vram, args.ram) is None and not args.slice_tokens:
-            verdict = _with_slices(args.checkpoint, verdict, options, steps, budgets)
+        way = None
+        if verdict and every.fastest(args.vram, args.ram) is None:
+            way = find_way(args.checkpoint, vram_budget_gb=args.vram, ram_budget_gb=args.ram, **options)
+        if way:
+            verdict = Verdict.of(Forecasts({way.forecast.offload: way.forecast}), steps=steps, **budgets)
+            verdict = replace(verdict, slice_tokens=way.options.get("slice_tokens"), options=way.options)
     except (ArchitectureError, RequestError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,20 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     if verdict:
         minutes = verdict.minutes_per_clip
         time = "" if minutes is None else f", about {duration(60 * minutes)} per clip of {steps} steps on {args.gpu}"
-        print(f"{'It fits' if verdict.fits else 'It does not fit'}: {verdict.why}{time}")
+        which = f"As it is, no mode fits. With {way.text}, it" if way else "It"
+        print(f"{which} {'fits' if verdict.fits else 'does not fit'}: {verdict.why}{time}")
+        if way:
+            print(way.how)
+        elif not verdict.fits and every.fastest(args.vram, args.ram) is None:
+            print("Slices and the ways to save RAM were tried, too: take fewer frames or a smaller size.")
     return 0
-
-
-def _with_slices(
-    checkpoint: str, verdict: Verdict, options: dict, steps: int | None, budgets: dict[str, float | None]
-) -> Verdict:
-    """The verdict on the fastest way with slices or less RAM, or the given one if there is none."""
-    memory = {name: budgets[name] for name in ("vram_budget_gb", "ram_budget_gb")}
-    way = find_way(checkpoint, **memory, **options)
-    if way is None:
-        return verdict
-    found = Verdict.of(Forecasts({way.forecast.offload: way.forecast}), steps=steps, **budgets)
-    return replace(found, why=f"{found.why}, with {way.text}", slice_tokens=way.options.get("slice_tokens"))
 
 
 def _parser() -> argparse.ArgumentParser:

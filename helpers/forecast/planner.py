@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +22,9 @@ from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
 from helpers.forecast.stage import STAGES
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 
-SLICES = (None, 8192, 4096, 2048, 1024)  # tokens at a time that the search tries, the fastest first
+SLICES = (None, 8192, 4096, 2048, 1024)  # tokens at a time, the fastest first
 WITH_SLICES = ("none", "model", "group_block")  # the modes that copy a layer's weights once for all its slices
+LESSONS_HAVE = ("slice_tokens", "encode", "decode_chunk_size")  # of a way's options, those that are parameters
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds
 MOST_WIDTH = 1920  # and the search for the largest size here
 SAME_SHAPE = 0.07  # sizes whose aspect ratio differs by less count as the same shape
@@ -37,9 +39,11 @@ class Verdict:
     Attributes:
         fits: Whether any mode fits.
         offload: The fastest mode that fits; if none does, the one that comes closest in memory.
-        minutes_per_clip: Estimated minutes in that mode, `None` if the GPU's rates or the steps are unknown.
+        minutes_per_clip: Estimated minutes in that mode, `None` if it does not fit the memory, or if the GPU's rates or
+            the steps are unknown.
         why: The reason, in a sentence.
         slice_tokens: Tokens at a time if only slices make it fit, else `None`.
+        options: All that must be switched on to make it fit, as `forecasts` takes it (`Way.options`).
     """
 
     fits: bool
@@ -47,6 +51,7 @@ class Verdict:
     minutes_per_clip: float | None
     why: str
     slice_tokens: int | None = None
+    options: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -75,12 +80,15 @@ class Verdict:
         best = every.fastest(vram_budget_gb, ram_budget_gb)
         if best is None:
             working = [one for one in every.values() if not one.fails]
+            if not working:
+                first = every.first
+                return cls(False, first.offload, None, f"{first.offload} does not work: {first.fails}")
             enough = [one for one in working if one.fits(vram_budget_gb)]  # of VRAM: what is short is RAM
             best = min(enough or working, key=lambda one: one.peak_ram_gib if enough else one.peak_vram_gib)
             vram, ram = f"{best.peak_vram_gib:.1f} GiB of VRAM", f"{best.peak_ram_gib:.1f} GiB of RAM"
             which = "no mode fits: " if len(every) > 1 else ""
             why = f"{which}{best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
-            return cls(False, best.offload, minutes_of(best), why)
+            return cls(False, best.offload, None, why)
         taken = minutes_of(best)
         which = "is the fastest mode that fits:" if len(every) > 1 else "takes"
         if minutes is not None:
@@ -89,7 +97,7 @@ class Verdict:
             if taken > minutes:
                 return cls(
                     False, best.offload, taken,
-                    f"{best.offload} fits the memory, but takes {taken:.1f} minutes per clip, and no mode is faster",
+                    f"the fastest mode that fits the memory, {best.offload}, takes {taken:.1f} minutes per clip",
                 )  # fmt: skip
         why = f"{best.offload} {which} {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
         return cls(True, best.offload, taken, f"{why} ({STAGES[best.peak_stage.name]}), {best.peak_ram_gib:.1f} of RAM")
@@ -97,15 +105,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Way:
-    """What makes a model fit where no mode does by itself.
-
-    Attributes:
-        forecast: The fastest mode that then fits.
-        options: What to switch on, as `forecasts` takes it: slice_tokens, encode, one_expert_at_a_time and others.
+    """What makes a model fit where no mode does by itself:
+    `forecast` is the fastest mode that then fits, and `options` what to switch on, as `forecasts` takes it.
     """
 
     forecast: Forecast
     options: dict[str, object]
+
+    @property
+    def how(self) -> str:
+        """A lesson's parameters for it, as its command line takes them, and what no lesson has."""
+        own = {"offload": self.forecast.offload} | {k: v for k, v in self.options.items() if k in LESSONS_HAVE}
+        others = ", ".join(name for name in self.options if name not in own)
+        parameters = " ".join(f"-p {name} {value}" for name, value in own.items())
+        return f"in a lesson: {parameters}" + (f"; in your own code, as in lesson 07: {others}" if others else "")
 
     @property
     def text(self) -> str:
@@ -118,12 +131,8 @@ def find_way(
 ) -> Way | None:
     """The fastest way to fit the budgets with slices and with less RAM, or `None`; the plain modes are not tried.
 
-    Slices lower the VRAM of the denoiser and of decoding. What lowers RAM comes in this order: the prompt encoded layer
-    by layer, one expert at a time, and pinning only what travels. With a large model each size of slices takes some
-    seconds.
-
-    Args:
-        options: Those of `helpers.forecast.forecasts`, the size among them.
+    What lowers RAM is tried in this order: the prompt layer by layer, one expert at a time, pinning only what travels.
+    `options` are those of `helpers.forecast.forecasts`, the size among them.
     """
     arch = architecture(checkpoint, options.get("quantization"), options.get("dtype"))
     savings: list[dict[str, object]] = [{}]
@@ -132,19 +141,21 @@ def find_way(
         steps += [{"one_expert_at_a_time": True}] if len(arch.denoisers) > 1 else []
         for step in (*steps, {"low_cpu_mem_usage": True}):
             savings.append(savings[-1] | step)
-    smaller = [{"decode_chunk_size": frames} for frames in (8, 4, 2, 1)]
-    for slice_tokens in SLICES:
+    chunks: list[dict[str, object]] = [{}]
+    if arch.family == "StableVideoDiffusion" and "decode_chunk_size" not in options:
+        chunks += [{"decode_chunk_size": frames} for frames in (4, 2, 1)]
+    given = options.get("slice_tokens")
+    for slice_tokens in SLICES if given is None else (given,):
         sliced = {} if slice_tokens is None else {"slice_tokens": slice_tokens}
-        modes = [mode for mode in options.get("modes", OFFLOAD_MODES) if not sliced or mode in WITH_SLICES]
-        if not modes:
-            continue
-        for chunk in smaller if sliced and arch.family == "StableVideoDiffusion" else [{}]:
-            for saving in savings if sliced else savings[1:]:
-                switched = sliced | chunk | saving
-                every = forecasts(checkpoint, **(options | switched | {"modes": tuple(modes)}))
-                best = every.fastest(vram_budget_gb, ram_budget_gb)
-                if best is not None:
-                    return Way(best, switched)
+        allowed = [mode for mode in options.get("modes", OFFLOAD_MODES) if not sliced or mode in WITH_SLICES]
+        for chunk, saving in itertools.product(chunks if allowed else (), savings):
+            switched = sliced | chunk | saving
+            if not switched:
+                continue
+            every = forecasts(checkpoint, **(options | switched | {"modes": tuple(allowed)}))
+            best = every.fastest(vram_budget_gb, ram_budget_gb)
+            if best is not None:
+                return Way(best, switched)
     return None
 
 
@@ -244,11 +255,9 @@ def plan(
                 sizes[mode] = _last_that_fits(
                     shapes, (width, height), lambda shape: excess(forecasts_at(*shape, num_frames))
                 )
-    way = None
-    if best is None and "slice_tokens" not in options:
-        size = {"width": width, "height": height, "num_frames": num_frames}
-        budgets = {"vram_budget_gb": vram_budget_gb, "ram_budget_gb": ram_budget_gb}
-        way = find_way(checkpoint, **budgets, **size, gpu=gpu, **options)
+    wanted = {"width": width, "height": height, "num_frames": num_frames, "gpu": gpu, **options}
+    budgets = {"vram_budget_gb": vram_budget_gb, "ram_budget_gb": ram_budget_gb}
+    way = find_way(checkpoint, **budgets, **wanted) if best is None else None
     return Plan(best, requested, frames, sizes, reasons, way)
 
 

@@ -236,7 +236,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         slice_tokens = values.whole_number(problems, "slice_tokens", slice_tokens, least=1)
         if offload in ("sequential", "group_leaf"):
             problems.append(
-                f"offload={offload!r} does not go with slice_tokens: each slice would copy every layer's weights "
+                f"offload={offload!r} does not go with slice_tokens: every slice would copy each layer's weights "
                 "again. Choose from none, model, group_block; nearest: 'group_block'."
             )
     budgets = {

@@ -19,6 +19,8 @@ from helpers.models.architecture import Architecture
 from helpers.slices.slicing import slice_activations
 from helpers.slices.vae import decode_lean
 
+MOST_PIECES = 1000  # slices of a forward
+
 
 class RequestError(ValueError):
     """A size, a number of frames or an option that the model cannot work with; the message names the nearest."""
@@ -109,11 +111,22 @@ class Stages(ABC):
             raise RequestError(f"num_frames={frames}: this model makes {multiple}k+1 frames; nearest: {near}.")
         if frames < 1:
             raise RequestError(f"num_frames={frames}: give at least 1.")
+        if self.pieces > MOST_PIECES:
+            least = -(-self.tokens // MOST_PIECES)
+            raise RequestError(
+                f"slice_tokens={self.request.slice_tokens} makes {self.pieces:,} slices, and a GPU would do little but "
+                f"begin them; nearest: {least}."
+            )
 
     @property
     @abstractmethod
     def tokens(self) -> int:
         """Tokens of a clip in the denoiser, the prompt's not counted: what `slice_tokens` is compared with."""
+
+    @property
+    def pieces(self) -> int:
+        """How many slices the denoiser works in."""
+        return 1 if self.request.slice_tokens is None else -(-self.tokens // self.request.slice_tokens)
 
     @property
     def repeats_layers(self) -> bool:

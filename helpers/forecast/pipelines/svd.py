@@ -68,6 +68,10 @@ class StableVideoDiffusion(Stages):
         return self.request.num_frames * (self.request.height // self.space) * (self.request.width // self.space)
 
     @property
+    def pieces(self) -> int:
+        return self.batch if self.request.slice_tokens is not None else 1  # entries of the batch at most
+
+    @property
     def repeats_layers(self) -> bool:
         slice_tokens = self.request.slice_tokens
         return slice_tokens is not None and slice_tokens < self.batch * self.tokens
