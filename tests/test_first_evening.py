@@ -1,4 +1,4 @@
-"""An owner's first evening, played: a fresh copy of the project, a clip in the current folder, the README's own lines."""
+"""An owner's first evening, played: a fresh copy of the project, a clip of one's own, the README's own lines."""
 
 import json
 import os
