@@ -18,6 +18,7 @@ from nbconvert import HTMLExporter
 
 from helpers import clips
 from helpers import lesson as helpers_lesson
+from helpers.forecast import CONTEXT_GIB
 from helpers.lesson import CachedEmbeddings, ParameterError
 from helpers.lesson.offloading import DENOISERS
 from helpers.models import checkpoint, model
@@ -178,7 +179,7 @@ def test_every_mode_gives_the_plain_runs_latents(executed, lesson, run):
         assert mode["latents_difference"] <= 1e-5 and mode["latents_equal"] and not mode["failed"], mode["offload"]
         assert mode["peak_ram_gib"] > 0.1 and mode["step_seconds"] > 0
     assert set(RECORD_KEYS) <= set(record) and record["latents_equal"] is True
-    default = "group_leaf" if lesson.startswith(("02", "03")) else "model"
+    default = "group_leaf" if lesson.startswith(("02", "03", "05")) else "model"
     assert record["offload"] == MATRIX[lesson][run].get("offload", default)
 
 
@@ -200,8 +201,8 @@ def test_the_exercises_know_a_right_answer_from_none(executed, lesson):
     folder = executed(lesson, "defaults")
     for number in "123":
         assert printed(folder, lesson, f"exercise-{number}") == f"exercise {number}: no answer yet\n"
-        *_, verdict = printed(folder, lesson, f"solution-{number}").splitlines()
-        assert verdict.startswith("right"), number
+        lines = printed(folder, lesson, f"solution-{number}").splitlines()
+        assert any(line.startswith("right") for line in lines), number
 
 
 @pytest.mark.parametrize("lesson", EXERCISES)
@@ -368,7 +369,7 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed, lesson):
     assert "calls: transformer at 999, transformer_2 at 750" in printed(folder, lesson, "measure")
     fits, overflows = printed(folder, lesson, "overflow").splitlines()[1:]
     gib = [float(line.split(": ")[1].split(" ")[0]) for line in (fits, overflows)]
-    assert gib[0] <= 12 < gib[1]
+    assert gib[0] + CONTEXT_GIB <= 12 < gib[1] + CONTEXT_GIB
 
 
 WRITTEN_OUT = {

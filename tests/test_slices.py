@@ -242,7 +242,7 @@ def test_the_forecast_knows_slices_and_lean_decoding():
         before, after = plain[mode].stages, sliced[mode].stages
         assert after["denoise"].activations_gib < 0.5 * before["denoise"].activations_gib
         assert after["decode"].activations_gib < 0.9 * before["decode"].activations_gib
-        assert after["encode_image"].peak_gib == before["encode_image"].peak_gib
+        assert after["encode_image"].activations_gib < 0.5 * before["encode_image"].activations_gib, "in tiles"
         assert 1 <= sliced[mode].step_seconds / plain[mode].step_seconds < 1.25
     assert "use none, model or group_block" in sliced["group_leaf"].fails and not plain["group_leaf"].fails
     whole = forecast("wan22_i2v_a14b", **size, slice_tokens=10**6, offload="group_leaf")
