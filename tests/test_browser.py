@@ -223,9 +223,9 @@ def test_the_meters_chart_moves_while_its_cell_runs(lesson, name, cell):
 def test_the_forecast_follows_the_planners_controls(lesson):
     opened = lesson("00_start_here")
     planner = opened.cell("planner")
-    model, _, mode, _ = planner.locator("select").all()
+    model, _, mode, slices, _ = planner.locator("select").all()
     frames, vram, _ = planner.get_by_role("slider").all()
-    assert "Wan2.2 I2V-A14B, 640x384, 81 frames" in opened.chart("planner")
+    assert "Wan2.2 I2V-A14B in Q4_K_M, 640x384, 81 frames" in opened.chart("planner")
 
     model.select_option(label="LTX-Video")
     opened.wait_for_chart("planner", "LTX-Video, 768x512, 121 frames")
@@ -233,6 +233,9 @@ def test_the_forecast_follows_the_planners_controls(lesson):
     opened.wait_for_chart("planner", "LTX-Video, 768x512, 129 frames")
     vram.press("ArrowLeft")
     opened.wait_for_chart("planner", "budget 10")
+    slices.select_option(label="2,048 tokens")
+    opened.wait_for_chart("planner", "group_leaf fails")
+    slices.select_option(label="off")
     mode.select_option(label="group_leaf")
     opened.wait_for_chart("planner", "group_leaf")
 

@@ -80,7 +80,7 @@ def test_the_controls_offer_what_the_model_can_make_and_the_chart_follows():
     before = controls.status.value
     controls.slices.value = 1024
     assert "group_leaf fails" in repr(controls.chart()) and controls.status.value != before
-    controls.slices.value = None
+    controls.slices.value = 0
     controls.mode.value = "group_leaf"
     assert "peak VRAM" in repr(controls.chart())
     controls.model.value = "cogvideox_5b_i2v"

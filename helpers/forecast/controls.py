@@ -51,7 +51,7 @@ class Controls:
         self.size = pick(options=[""], description="size")
         self.frames = slide(options=[1], description="frames")
         self.mode = pick(options=[ALL_MODES, *OFFLOAD_MODES], description="offload")
-        self.slices = pick(options=[("off", None), *((f"{n:,} tokens", n) for n in SLICES if n)], description="slices")
+        self.slices = pick(options=[("off", 0), *((f"{n:,} tokens", n) for n in SLICES if n)], description="slices")
         self.gpu = pick(options=list(GPUS), value=DEFAULT_GPU, description="GPU")
         vram, ram = sorted({*VRAM_GIB, vram_budget_gb}), sorted({*RAM_GIB, ram_budget_gb})
         self.vram = slide(options=vram, value=vram_budget_gb, description="VRAM, GiB")
@@ -82,7 +82,7 @@ class Controls:
         try:
             every = forecasts(
                 self.model.value, width=width, height=height, num_frames=self.frames.value, gpu=self.gpu.value,
-                quantization=MODELS[self.model.value].quantization, slice_tokens=self.slices.value,
+                quantization=MODELS[self.model.value].quantization, slice_tokens=self.slices.value or None,
             )  # fmt: skip
         except ValueError as error:
             self.status.value = "not possible"
