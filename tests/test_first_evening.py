@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 
 from helpers.clips.video.ffmpeg import ffmpeg_path
 from tests.notebook_style import ROOT
+from tests.what_is_in_git import in_git, readme_commands
 
 pytestmark = [pytest.mark.run_lesson, pytest.mark.notebook]
 
@@ -19,14 +19,13 @@ pytestmark = [pytest.mark.run_lesson, pytest.mark.notebook]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A copy of what is in git, in which the environment of these tests takes the place of the one that make makes."""
-    if shutil.which("make") is None or not (ROOT / ".git").exists():
-        pytest.skip("needs make, and a git checkout to copy")
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
     folder = tmp_path_factory.mktemp("evening") / "clip-extension-lessons"
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for path in in_git():
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     scripts = folder / ".venv" / "bin"
     scripts.mkdir(parents=True)
     (scripts / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -46,13 +45,6 @@ def own_clip(folder):
     )  # fmt: skip
 
 
-def readme_lines():
-    """The README's commands, by their first two words."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
-    return {" ".join(line.split()[:2]) if "ARGS" not in line else "own clip": line for line in lines}
-
-
 def run(words, cwd):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
@@ -60,7 +52,7 @@ def run(words, cwd):
 
 def test_the_line_with_ones_own_clip_makes_it_longer_from_the_root(home):
     own_clip(home)
-    line = readme_lines()["own clip"]
+    (line,) = (line for line in readme_commands() if "ARGS" in line)
     quick = line.replace("-p weights pretrained", "-p steps 1 -p num_frames 9")  # the miniature, and little of it
     assert quick != line
     done = run(shlex.split(quick), home)
@@ -82,6 +74,6 @@ def test_wrong_values_are_all_named_from_elsewhere_too(home, tmp_path):
 
 
 def test_the_forecast_answers_as_printed(home):
-    line = next(line for first, line in readme_lines().items() if "clip-forecast" in first)
+    (line,) = (line for line in readme_commands() if "clip-forecast" in line)
     done = run(shlex.split(line), home)
     assert done.returncode == 0 and "It fits: group_leaf is the fastest mode that fits" in done.stdout, done.stderr

@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from helpers.run_lesson.running import check_parameters, find_lesson
 from tests.notebook_style import ROOT, notebooks, repository
+from tests.what_is_in_git import in_git, readme_commands
 
 MB = 10**6
 LARGEST_FILE = 4 * MB
@@ -120,16 +121,6 @@ def test_setup_cells_are_the_same():
     assert len({setup_cell(path) for path in notebooks()}) == 1
 
 
-def in_git() -> list[Path]:
-    """The files that are in git, or would be after `git add .`."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
-    return [path for path in paths if path.is_file()]
-
-
 def test_no_file_is_too_large():
     sizes = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in in_git()}
     assert {name: size for name, size in sizes.items() if size > LARGER.get(name, LARGEST_FILE)} == {}
@@ -155,8 +146,7 @@ def test_the_ten_questions_are_answered_where_the_guide_says():
 
 def test_the_readmes_commands_are_ones_that_exist(tmp_path, monkeypatch):
     """Every line of the README's blocks, from another folder: make's targets, the lesson's parameters, the forecast."""
-    blocks = re.findall(r"```bash\n(.*?)```", read("README.md"), re.S)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    lines = readme_commands()
     assert len(lines) == 4 and len(read("README.md").splitlines()) <= 120
     (tmp_path / "my_clip.mp4").write_bytes(b"")
     monkeypatch.chdir(tmp_path)

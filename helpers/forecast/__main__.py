@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
 from helpers.forecast.planner import Verdict, find_way
-from helpers.forecast.ram import ENCODE_WAYS
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError
-from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+from helpers.models.catalogue import ENCODE_WAYS, MODELS, OFFLOAD_MODES
 from helpers.units import duration
 
 EXAMPLES = """\
@@ -58,14 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         budgets = {"vram_budget_gb": args.vram, "ram_budget_gb": args.ram, "minutes": args.minutes}
         asked = any(budget is not None for budget in budgets.values())
         verdict = Verdict.of(every, steps=steps, **budgets) if asked else None
-        if verdict and args.slice_tokens:
-            verdict = replace(verdict, slice_tokens=args.slice_tokens)
+        short = verdict and every.fastest(args.vram, args.ram) is None  # of memory
         way = None
-        if verdict and every.fastest(args.vram, args.ram) is None:
+        if short:
             way = find_way(args.checkpoint, vram_budget_gb=args.vram, ram_budget_gb=args.ram, **options)
         if way:
-            verdict = Verdict.of(Forecasts({way.forecast.offload: way.forecast}), steps=steps, **budgets)
-            verdict = replace(verdict, slice_tokens=way.options.get("slice_tokens"), options=way.options)
+            found = Forecasts({way.forecast.offload: way.forecast})
+            verdict = Verdict.of(found, steps=steps, **budgets, options=way.options)
     except (ArchitectureError, RequestError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{which} {'fits' if verdict.fits else 'does not fit'}: {verdict.why}{time}")
         if way:
             print(way.how)
-        elif not verdict.fits and every.fastest(args.vram, args.ram) is None:
+        elif short:
             print("Slices and the ways to save RAM were tried, too: take fewer frames or a smaller size.")
     return 0
 

@@ -21,11 +21,11 @@ from helpers.forecast import gpus
 from helpers.forecast.pipelines import stages
 from helpers.forecast.pipelines.base import Request, RequestError, Stages
 from helpers.forecast.placement import Placement
-from helpers.forecast.ram import ENCODE_WAYS, ram_gib
+from helpers.forecast.ram import ram_gib
 from helpers.forecast.recording.recorder import Recording, architecture, record
 from helpers.forecast.result import Forecast, Forecasts
 from helpers.forecast.stage import STAGES, Stage
-from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+from helpers.models.catalogue import ENCODE_WAYS, MODELS, OFFLOAD_MODES, SLICING_MODES
 from helpers.units import GIB
 
 SLICES_OF_LEAVES = "each slice would copy every layer's weights again: with slices, use none, model or group_block"
@@ -185,7 +185,7 @@ def _forecast(work: _Work, offload: str, options: _Options) -> Forecast:
 def _why_it_fails(work: _Work, offload: str) -> str:
     if offload == "sequential" and work.steps.arch.quantization:
         return GGUF_SEQUENTIAL
-    return SLICES_OF_LEAVES if offload in ("sequential", "group_leaf") and work.steps.repeats_layers else ""
+    return SLICES_OF_LEAVES if offload not in SLICING_MODES and work.steps.repeats_layers else ""
 
 
 def _left_out(work: _Work, placement: Placement, options: _Options) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,9 @@ from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
 from helpers.forecast.stage import STAGES
-from helpers.models.catalogue import MODELS, OFFLOAD_MODES
+from helpers.models.catalogue import MODELS, OFFLOAD_MODES, SLICING_MODES
 
 SLICES = (None, 8192, 4096, 2048, 1024)  # tokens at a time, the fastest first
-WITH_SLICES = ("none", "model", "group_block")  # the modes that copy a layer's weights once for all its slices
 LESSONS_HAVE = ("slice_tokens", "encode", "decode_chunk_size")  # of a way's options, those that are parameters
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds
 MOST_WIDTH = 1920  # and the search for the largest size here
@@ -42,8 +42,8 @@ class Verdict:
         minutes_per_clip: Estimated minutes in that mode, `None` if it does not fit the memory, or if the GPU's rates or
             the steps are unknown.
         why: The reason, in a sentence.
-        slice_tokens: Tokens at a time if only slices make it fit, else `None`.
-        options: All that must be switched on to make it fit, as `forecasts` takes it (`Way.options`).
+        slice_tokens: Tokens at a time, `None` without slices.
+        options: All that was switched on to make it fit, as `forecasts` takes it (`Way.options`).
     """
 
     fits: bool
@@ -62,6 +62,7 @@ class Verdict:
         vram_budget_gb: float | None = None,
         ram_budget_gb: float | None = None,
         minutes: float | None = None,
+        options: dict[str, object] | None = None,
     ) -> Verdict:
         """Judge all modes of one model and size.
 
@@ -69,10 +70,13 @@ class Verdict:
             every: The forecasts of all modes.
             steps: Denoising steps per clip; `None` if unknown, and then there is no estimate of minutes.
             vram_budget_gb, ram_budget_gb, minutes: The budgets; `None` for no limit.
+            options: What was switched on to make it fit; it goes into the verdict.
 
         Raises:
             RequestError: If minutes are limited, but cannot be estimated.
         """
+
+        made = functools.partial(cls, slice_tokens=every.first.request.slice_tokens, options=options or {})
 
         def minutes_of(one: Forecast) -> float | None:
             return None if steps is None else one.minutes(steps)
@@ -82,32 +86,31 @@ class Verdict:
             working = [one for one in every.values() if not one.fails]
             if not working:
                 first = every.first
-                return cls(False, first.offload, None, f"{first.offload} does not work: {first.fails}")
+                return made(False, first.offload, None, f"{first.offload} does not work: {first.fails}")
             enough = [one for one in working if one.fits(vram_budget_gb)]  # of VRAM: what is short is RAM
             best = min(enough or working, key=lambda one: one.peak_ram_gib if enough else one.peak_vram_gib)
             vram, ram = f"{best.peak_vram_gib:.1f} GiB of VRAM", f"{best.peak_ram_gib:.1f} GiB of RAM"
             which = "no mode fits: " if len(every) > 1 else ""
             why = f"{which}{best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
-            return cls(False, best.offload, None, why)
+            return made(False, best.offload, None, why)
         taken = minutes_of(best)
         which = "is the fastest mode that fits:" if len(every) > 1 else "takes"
         if minutes is not None:
             if taken is None:
                 raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
             if taken > minutes:
-                return cls(
+                return made(
                     False, best.offload, taken,
                     f"the fastest mode that fits the memory, {best.offload}, takes {taken:.1f} minutes per clip",
                 )  # fmt: skip
-        why = f"{best.offload} {which} {best.peak_vram_gib:.1f} GiB of VRAM at its peak"
-        return cls(True, best.offload, taken, f"{why} ({STAGES[best.peak_stage.name]}), {best.peak_ram_gib:.1f} of RAM")
+        peaks = f"{best.peak_vram_gib:.1f} GiB of VRAM at its peak ({STAGES[best.peak_stage.name]})"
+        why = f"{best.offload} {which} {peaks}, {best.peak_ram_gib:.1f} of RAM"
+        return made(True, best.offload, taken, why)
 
 
 @dataclass(frozen=True)
 class Way:
-    """What makes a model fit where no mode does by itself:
-    `forecast` is the fastest mode that then fits, and `options` what to switch on, as `forecasts` takes it.
-    """
+    """What makes a model fit where no mode does by itself: a forecast, and the options of `forecasts` to switch on."""
 
     forecast: Forecast
     options: dict[str, object]
@@ -131,8 +134,7 @@ def find_way(
 ) -> Way | None:
     """The fastest way to fit the budgets with slices and with less RAM, or `None`; the plain modes are not tried.
 
-    What lowers RAM is tried in this order: the prompt layer by layer, one expert at a time, pinning only what travels.
-    `options` are those of `helpers.forecast.forecasts`, the size among them.
+    `options` are those of `forecasts`, the size among them. What lowers RAM is tried in the order of `savings`.
     """
     arch = architecture(checkpoint, options.get("quantization"), options.get("dtype"))
     savings: list[dict[str, object]] = [{}]
@@ -147,7 +149,7 @@ def find_way(
     given = options.get("slice_tokens")
     for slice_tokens in SLICES if given is None else (given,):
         sliced = {} if slice_tokens is None else {"slice_tokens": slice_tokens}
-        allowed = [mode for mode in options.get("modes", OFFLOAD_MODES) if not sliced or mode in WITH_SLICES]
+        allowed = [mode for mode in options.get("modes", OFFLOAD_MODES) if not sliced or mode in SLICING_MODES]
         for chunk, saving in itertools.product(chunks if allowed else (), savings):
             switched = sliced | chunk | saving
             if not switched:
@@ -243,10 +245,8 @@ def plan(
                 continue
 
             def excess(result: Forecasts, mode: str = mode) -> float:
-                over = result[mode].peak_vram_gib + CONTEXT_GIB - vram_budget_gb
-                return over if ram_budget_gb is None else max(
-                    over, RAM_MARGIN * result[mode].peak_ram_gib - ram_budget_gb
-                )
+                over = result[mode].needs_vram_gib - vram_budget_gb
+                return over if ram_budget_gb is None else max(over, result[mode].needs_ram_gib - ram_budget_gb)
 
             frames[mode] = _last_that_fits(
                 lengths, num_frames, lambda length: excess(forecasts_at(width, height, length))
@@ -255,7 +255,7 @@ def plan(
                 sizes[mode] = _last_that_fits(
                     shapes, (width, height), lambda shape: excess(forecasts_at(*shape, num_frames))
                 )
-    wanted = {"width": width, "height": height, "num_frames": num_frames, "gpu": gpu, **options}
+    wanted = dict(options, width=width, height=height, num_frames=num_frames, gpu=gpu)
     budgets = {"vram_budget_gb": vram_budget_gb, "ram_budget_gb": ram_budget_gb}
     way = find_way(checkpoint, **budgets, **wanted) if best is None else None
     return Plan(best, requested, frames, sizes, reasons, way)

@@ -13,7 +13,6 @@ from helpers.units import GIB
 # Python, torch, diffusers and a CUDA context: the process of data/measurements/ltx_video_miniature_h200.json.
 PROCESS_GIB = 2.0
 KEPT_BY_MALLOC = 2**25  # glibc takes smaller pieces from its heap, and keeps what is freed there
-ENCODE_WAYS = ("fp32", "layer_by_layer")  # layer by layer the whole process stays below one GiB (encoding.json)
 FRAME_BYTES = 3 * (4 + 4 + 1)  # for each pixel: two copies as floats in `postprocess_video`, and bytes for the clip
 
 

@@ -64,6 +64,16 @@ class Forecast:
         return max(stage.peak_gib for stage in self.stages.values())
 
     @property
+    def needs_vram_gib(self) -> float:
+        """The highest peak, and the CUDA context."""
+        return self.peak_vram_gib + CONTEXT_GIB
+
+    @property
+    def needs_ram_gib(self) -> float:
+        """The highest RAM, and a margin."""
+        return RAM_MARGIN * self.peak_ram_gib
+
+    @property
     def denoising_peak_gib(self) -> float:
         """The highest peak before decoding: of encoding the image and of denoising."""
         return max(self.stages[name].peak_gib for name in ("encode_image", "denoise"))
@@ -105,8 +115,8 @@ class Forecast:
         """
         return (
             not self.fails
-            and (vram_budget_gb is None or self.peak_vram_gib + CONTEXT_GIB <= vram_budget_gb)
-            and (ram_budget_gb is None or RAM_MARGIN * self.peak_ram_gib <= ram_budget_gb)
+            and (vram_budget_gb is None or self.needs_vram_gib <= vram_budget_gb)
+            and (ram_budget_gb is None or self.needs_ram_gib <= ram_budget_gb)
         )
 
     def timeline(self) -> list[tuple[float, float, float]]:

@@ -22,12 +22,11 @@ from helpers.clips.video.sound import AFTERWARDS
 from helpers.lesson import values
 from helpers.lesson.folders import from_root, joining_problems, writable
 from helpers.lesson.values import ParameterError
-from helpers.models.catalogue import OFFLOAD_MODES, Model, model
+from helpers.models.catalogue import ENCODE_WAYS, OFFLOAD_MODES, SLICING_MODES, Model, model
 from helpers.models.checkpoints import Checkpoint, checkpoint
 
 MAX_SEED = 2**63 - 1  # the largest positive number that torch.Generator.manual_seed takes
 MAX_SOFTEN = 10  # seconds
-ENCODE_WAYS = ("fp32", "layer_by_layer")
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     slice_tokens = given("slice_tokens")
     if slice_tokens is not None:
         slice_tokens = values.whole_number(problems, "slice_tokens", slice_tokens, least=1)
-        if offload in ("sequential", "group_leaf"):
+        if offload in OFFLOAD_MODES and offload not in SLICING_MODES:
             problems.append(
                 f"offload={offload!r} does not go with slice_tokens: every slice would copy each layer's weights "
                 "again. Choose from none, model, group_block; nearest: 'group_block'."

@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 OFFLOAD_MODES = ("none", "model", "sequential", "group_block", "group_leaf")
+SLICING_MODES = ("none", "model", "group_block")  # those that copy a layer's weights once for all its slices
+# How the prompt is encoded on the CPU. Layer by layer the whole process stays below one GiB (encoding.json).
+ENCODE_WAYS = ("fp32", "layer_by_layer")
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 CONFIGS = DATA / "configs"  # the published models' architecture files, without weights

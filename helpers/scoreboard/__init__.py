@@ -15,7 +15,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "rows": ("Row", "by_set_up", "lesson_rows", "measured", "of_the_table", "published_forecasts", "seed", "seed_rows",
              "whole_runs", "yours"),
     "tables": ("COLUMNS", "SortableTable", "recorded", "table"),
-    "sliced": ("sliced_records", "sliced_rows", "sliced_table"),
+    "sliced": ("sliced_records", "sliced_table"),
     "drawing": ("against", "grouped_bars", "trade_off"),
     "contact_sheet": ("MOMENTS", "continuations"),
 })

@@ -21,11 +21,6 @@ def sliced_records(data: Path = DATA) -> list[dict]:
     return sorted(records, key=lambda one: (one["model"], one["width"] * one["height"] * one["num_frames"]))
 
 
-def sliced_rows(data: Path = DATA) -> list[tuple[str, ...]]:
-    """One row per run: the cells of `COLUMNS`."""
-    return [_cells(record) for record in sliced_records(data)]
-
-
 def sliced_table(data: Path = DATA) -> Table:
     """The runs as a table; the baseline of a step has all weights on the GPU, no slices and no cap."""
     records = sliced_records(data)

@@ -28,7 +28,7 @@ from helpers.scoreboard import (
     measured,
     of_the_table,
     published_forecasts,
-    sliced_rows,
+    sliced_records,
     sliced_table,
     whole_runs,
 )
@@ -69,8 +69,7 @@ def ram_table(data: Path) -> list[str]:
 
 def sliced_lines(data: Path) -> list[str]:
     """Whole runs with sliced activations; no lines without a record."""
-    rows = sliced_rows(data)
-    if not rows:
+    if not sliced_records(data):
         return []
     table = sliced_table(data)
     return [
@@ -81,7 +80,7 @@ def sliced_lines(data: Path) -> list[str]:
         "",
         f"| {' | '.join(table.columns)} |",
         "|---" * len(table.columns) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *(f"| {' | '.join(row)} |" for row in table.rows),
     ]
 
 

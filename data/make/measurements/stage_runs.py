@@ -3,6 +3,7 @@
 import gc
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,17 +15,29 @@ from helpers.units import GIB
 STEPS = 2
 
 
-def load(arch: Architecture, folder: Path):
-    """The pipeline in RAM, loaded as in the lessons, without its text encoder and tokenizer."""
+def load_expert(arch: Architecture, folder: Path, name: str):
+    """One denoiser in RAM, from its GGUF file."""
+    import diffusers
+
+    dtype = arch.dtype(name)
+    return diffusers.WanTransformer3DModel.from_single_file(
+        str(gguf_path(folder, name, arch.quantization)), config=str(folder), subfolder=name, torch_dtype=dtype,
+        quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
+    )  # fmt: skip
+
+
+def load(arch: Architecture, folder: Path, experts: Mapping[str, torch.nn.Module] | None = None):
+    """The pipeline in RAM, loaded as in the lessons, without its text encoder and tokenizer.
+
+    Args:
+        experts: Denoisers to take instead of those in GGUF files.
+    """
     import diffusers
 
     dtype = arch.dtype(arch.denoisers[0])
     components = {name: None for name in ("text_encoder", "tokenizer") if name in arch.index}
-    for name in arch.denoisers if arch.quantization else ():
-        components[name] = diffusers.WanTransformer3DModel.from_single_file(
-            str(gguf_path(folder, name, arch.quantization)), config=str(folder), subfolder=name, torch_dtype=dtype,
-            quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
-        )  # fmt: skip
+    if arch.quantization:
+        components |= experts or {name: load_expert(arch, folder, name) for name in arch.denoisers}
     if arch.family == "Wan":
         components["vae"] = diffusers.AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
     pipe = getattr(diffusers, arch.pipeline).from_pretrained(folder, dtype=dtype, **components)
@@ -61,7 +74,6 @@ def arguments(arch: Architecture, pipe, width: int, height: int, frames: int, de
 def place(pipe, arch: Architecture, offload: str, device: str) -> None:
     """Prepare the pipeline for an offload mode, with the same calls as in the lessons."""
     import accelerate
-    from diffusers.hooks import apply_group_offloading
 
     if offload == "none":
         pipe.to(device)
@@ -74,20 +86,36 @@ def place(pipe, arch: Architecture, offload: str, device: str) -> None:
             for name in arch.on_gpu:
                 accelerate.cpu_offload(getattr(pipe, name), torch.device(device))
     else:
-        whole = [name for name in arch.on_gpu if name not in arch.denoisers]
-        hooks = [accelerate.cpu_offload_with_hook(getattr(pipe, name), torch.device(device))[1] for name in whole]
-
-        def offload_all(*_) -> None:
-            for hook in hooks:
-                hook.offload()
-
         for name in arch.denoisers:
-            apply_group_offloading(
-                getattr(pipe, name), onload_device=torch.device(device), offload_device=torch.device("cpu"),
-                offload_type="leaf_level" if offload == "group_leaf" else "block_level", num_blocks_per_group=1,
-                use_stream=device == "cuda", record_stream=device == "cuda",
-            )  # fmt: skip
-            getattr(pipe, name).register_forward_pre_hook(offload_all)
+            offload_in_groups(getattr(pipe, name), offload, device)
+        offload_whole_components(pipe, arch, device)
+
+
+def offload_in_groups(denoiser: torch.nn.Module, offload: str, device: str, low_cpu_mem_usage: bool = False) -> None:
+    """Group offload in blocks or leaves, streamed on a GPU."""
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        denoiser, onload_device=torch.device(device), offload_device=torch.device("cpu"),
+        offload_type="leaf_level" if offload == "group_leaf" else "block_level", num_blocks_per_group=1,
+        use_stream=device == "cuda", record_stream=device == "cuda",
+        low_cpu_mem_usage=low_cpu_mem_usage and device == "cuda",
+    )  # fmt: skip
+
+
+def offload_whole_components(pipe, arch: Architecture, device: str) -> None:
+    """All components but the denoisers arrive whole when they are called, and leave when a denoiser is."""
+    import accelerate
+
+    whole = [name for name in arch.on_gpu if name not in arch.denoisers]
+    hooks = [accelerate.cpu_offload_with_hook(getattr(pipe, name), torch.device(device))[1] for name in whole]
+
+    def offload_all(*_) -> None:
+        for hook in hooks:
+            hook.offload()
+
+    for name in arch.denoisers:
+        getattr(pipe, name).register_forward_pre_hook(offload_all)
 
 
 class Stopwatch:

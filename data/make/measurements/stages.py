@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from data.make import ROOT
+from data.make import ROOT, gpu_slug
 from helpers import measure
 from helpers.forecast import GPU, Rates, find_gpu, measure_gpu
 from helpers.models import CACHE, CONFIGS, OFFLOAD_MODES
@@ -121,7 +121,7 @@ def main() -> None:
     device = torch.cuda.get_device_name(0)
     rates = asdict(measure_gpu().rates)
     gpu = gpu_of(device, rates)
-    path = args.out or measurements / f"stages_{gpu.name.lower().replace(' ', '_')}.json"
+    path = args.out or measurements / f"stages_{gpu_slug(device)}.json"
     record = json.loads(path.read_text()) if path.exists() else {"device": device, "rows": []}
     record["rates"] = rates
     runs_to_do = RUNS

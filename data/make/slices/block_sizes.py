@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
-from data.make import ROOT
+from data.make import ROOT, gpu_slug
 from helpers import measure
-from helpers.forecast import find_gpu
 from helpers.slices import Rows, SlicedWanBlock, spans
 from helpers.units import GIB
 
@@ -63,9 +62,7 @@ def main() -> None:
             })  # fmt: skip
             print(rows[-1], flush=True)
     device = torch.cuda.get_device_name(0)
-    gpu = find_gpu(device)
-    name = (gpu.name if gpu else device).lower().replace(" ", "_")
-    path = ROOT / "data" / "measurements" / f"slice_sizes_{name}.json"
+    path = ROOT / "data" / "measurements" / f"slice_sizes_{gpu_slug(device)}.json"
     record = {
         "device": device, "tokens": TOKENS, "plain_ms": round(plain, 1), "plain_gib": round(plain_gib, 3), "rows": rows,
         "versions": measure.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,15 +1,21 @@
 """One run of the record of sliced runs: a real pipeline on a dummy checkpoint, from the image to the frames."""
 
-import functools
 import json
+import time
 from pathlib import Path
 
 import torch
 
-from data.make.measurements.stage_runs import arguments, load
+from data.make.measurements.stage_runs import (
+    arguments,
+    load,
+    load_expert,
+    offload_in_groups,
+    offload_whole_components,
+)
 from helpers import slices
 from helpers.measure import VRAMMeter, release
-from helpers.models import Architecture, dummy_folder, gguf_path, in_turn
+from helpers.models import Architecture, dummy_folder, in_turn
 from helpers.units import GIB
 
 
@@ -45,8 +51,6 @@ def run(job: dict) -> None:
 
 
 def _whole_run(job: dict, arch: Architecture, folder: Path, device: str, meter: VRAMMeter, times: list) -> dict:
-    import time
-
     meter.mark("load")
     pipe = _pipeline(job, arch, folder, device)
     torch.manual_seed(0)  # the same random embeddings in every run
@@ -82,51 +86,29 @@ def _whole_run(job: dict, arch: Architecture, folder: Path, device: str, meter: 
 
 def _pipeline(job: dict, arch: Architecture, folder: Path, device: str):
     """The pipeline in its mode, sliced, and of the A14B one expert at a time; or with all weights on the GPU."""
-    import accelerate
     import diffusers
-    from diffusers.hooks import apply_group_offloading
 
     def offloaded(denoiser):
         slices.slice_activations(denoiser, job["slice_tokens"])
-        apply_group_offloading(
-            denoiser, onload_device=torch.device(device), offload_device=torch.device("cpu"),
-            offload_type="leaf_level" if job["offload"] == "group_leaf" else "block_level", num_blocks_per_group=1,
-            use_stream=device == "cuda", record_stream=device == "cuda",
-            low_cpu_mem_usage=device == "cuda" and job["low_cpu_mem_usage"],
-        )  # fmt: skip
+        offload_in_groups(denoiser, job["offload"], device, job["low_cpu_mem_usage"])
         release()
         return denoiser
 
-    def expert(name):
-        return offloaded(diffusers.WanTransformer3DModel.from_single_file(
-            str(gguf_path(folder, name, arch.quantization)), config=str(folder), subfolder=name,
-            torch_dtype=torch.bfloat16, quantization_config=diffusers.GGUFQuantizationConfig(torch.bfloat16),
-        ))  # fmt: skip
-
-    if job["baseline"] or len(arch.denoisers) == 1:
-        pipe = load(arch, folder)
-    else:
-        config = diffusers.WanTransformer3DModel.load_config(folder, subfolder="transformer")
-        loads = {name: functools.partial(expert, name) for name in arch.denoisers}
-        experts = in_turn(loads, config, torch.bfloat16, device)
-        vae = diffusers.AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
-        pipe = diffusers.WanImageToVideoPipeline.from_pretrained(
-            folder, text_encoder=None, tokenizer=None, vae=vae, **experts
-        )
-        pipe.set_progress_bar_config(disable=True)
+    experts = None
+    if not job["baseline"] and len(arch.denoisers) > 1:
+        loads = {name: lambda name=name: offloaded(load_expert(arch, folder, name)) for name in arch.denoisers}
+        config = diffusers.WanTransformer3DModel.load_config(folder, subfolder=arch.denoisers[0])
+        experts = in_turn(loads, config, arch.dtype(arch.denoisers[0]), device)
+    pipe = load(arch, folder, experts)
     if arch.family == "StableVideoDiffusion":
         pipe.unet.enable_forward_chunking()
     elif job["encode_in_tiles"]:
         pipe.vae.enable_tiling()
     if job["baseline"]:
         return pipe.to(device)
-    denoisers = [getattr(pipe, name) for name in arch.denoisers]
-    if len(denoisers) == 1:
-        offloaded(denoisers[0])
-    for name in set(arch.on_gpu) - set(arch.denoisers):
-        _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), torch.device(device))
-        for denoiser in denoisers:
-            denoiser.register_forward_pre_hook(lambda *_, hook=hook: hook.offload())
+    if experts is None:
+        offloaded(getattr(pipe, arch.denoisers[0]))
+    offload_whole_components(pipe, arch, device)
     return pipe
 
 
@@ -142,11 +124,9 @@ def _compared(latents: torch.Tensor, job: dict) -> dict:
 
 def _decode(job: dict, arch: Architecture, vae, latents: torch.Tensor) -> torch.Tensor:
     """The frames of the latents, in tiles or chunks of frames, the pieces joined in RAM."""
-    accelerate_hook = getattr(vae, "_hf_hook", None)
-    if accelerate_hook is not None:
-        import accelerate
+    from accelerate.hooks import remove_hook_from_module
 
-        accelerate.hooks.remove_hook_from_module(vae)
+    remove_hook_from_module(vae)  # the pipeline's offloading, if it had any
     device = next(vae.parameters()).device
     latents = latents.to(device, vae.dtype)
     if arch.family != "StableVideoDiffusion":

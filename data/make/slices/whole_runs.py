@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from data.make import ROOT
+from data.make import ROOT, gpu_slug
 from data.make.slices.one_run import run
 from helpers import measure
 from helpers.forecast import find_gpu, forecasts
@@ -154,10 +154,8 @@ def main() -> None:
         return run(json.loads(args.child))
     if not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device to measure on.")
-    device = torch.cuda.get_device_name(0)
-    gpu = find_gpu(device)
-    name_of_gpu = (gpu.name if gpu else device).lower().replace(" ", "_")
-    folder = args.out or ROOT / "data" / "measurements" / f"sliced_{name_of_gpu}"
+    slug = gpu_slug(torch.cuda.get_device_name(0))
+    folder = args.out or ROOT / "data" / "measurements" / f"sliced_{slug}"
     deadline = time.monotonic() + 60 * args.minutes
     baselines: dict[tuple, dict] = {}
     for name in args.only or RUNS:

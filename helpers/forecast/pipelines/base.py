@@ -131,7 +131,7 @@ class Stages(ABC):
     @property
     def repeats_layers(self) -> bool:
         """Whether the denoiser calls its layers more than once in a forward, because of its slices."""
-        return self.request.slice_tokens is not None and self.request.slice_tokens < self.tokens
+        return self.pieces > 1
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:

@@ -69,12 +69,9 @@ class StableVideoDiffusion(Stages):
 
     @property
     def pieces(self) -> int:
-        return self.batch if self.request.slice_tokens is not None else 1  # entries of the batch at most
-
-    @property
-    def repeats_layers(self) -> bool:
-        slice_tokens = self.request.slice_tokens
-        return slice_tokens is not None and slice_tokens < self.batch * self.tokens
+        if self.request.slice_tokens is None:
+            return 1
+        return -(-self.batch // max(1, self.request.slice_tokens // self.tokens))  # a slice is an entry of the batch
 
     def encode_image(self) -> None:
         encoder = self.arch.component("image_encoder")

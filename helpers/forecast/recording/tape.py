@@ -60,7 +60,7 @@ class Tape:
         self.replays: list[tuple[Any, torch.nn.Module, int]] = []  # (replay.Recording, module, first event)
         self._storages: dict[int, weakref.ref] = {}
         self._excluded: set[int] = set()  # storages of weights and buffers
-        self._in_ram: dict[int, weakref.ref] = {}  # storages of tensors that were sent to RAM, and what is made of them
+        self.in_ram: dict[int, weakref.ref] = {}  # storages of tensors that were sent to RAM, and what is made of them
         self._inside: list[tuple[torch.nn.Module, int]] = []
         self._stack = ExitStack()
 
@@ -130,7 +130,7 @@ class Tape:
             return False
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._storages or key in self._excluded or key in self._in_ram:
+        if key in self._storages or key in self._excluded or key in self.in_ram:
             return False
         size = rounded(storage.nbytes())
 
@@ -142,22 +142,22 @@ class Tape:
         self.now += size
         return True
 
-    def is_in_ram(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor was sent to RAM, or made of one that was."""
-        return bool(self._in_ram) and tensor.untyped_storage()._cdata in self._in_ram
+    def is_in_ram(self, value: object) -> bool:
+        """Whether the value is a tensor that was sent to RAM, or made of one that was."""
+        return isinstance(value, torch.Tensor) and value.untyped_storage()._cdata in self.in_ram
 
     def keep_in_ram(self, tensor: torch.Tensor) -> torch.Tensor:
         """Leave a new tensor out of the count, because it is in RAM."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self._in_ram and key not in self._storages:
+        if key not in self.in_ram and key not in self._storages:
             size = storage.nbytes()
 
             def released(_: object) -> None:
                 self.ram_now -= size
-                del self._in_ram[key]
+                del self.in_ram[key]
 
-            self._in_ram[key] = weakref.ref(storage, released)
+            self.in_ram[key] = weakref.ref(storage, released)
             self.ram_now += size
             self.ram_peak = max(self.ram_peak, self.ram_now)
         return tensor
@@ -223,9 +223,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(map(self.tape.is_in_ram, tensors)):
-            return self.in_ram(operation, args, kwargs)
+        if self.tape.in_ram and any(map(self.tape.is_in_ram, tree_leaves((args, kwargs)))):
+            return self.on_cpu(operation, args, kwargs)
         key = None if operation.is_view else (operation, likeness((args, kwargs)))
         if key in self.results:
             layouts, kind, event = self.results[key]
@@ -244,7 +243,7 @@ class _Recorder(TorchDispatchMode):
             self.results[key] = list(map(layout_of, outputs)), type(output), event
         return output
 
-    def in_ram(self, operation: Any, args: tuple, kwargs: dict) -> Any:
+    def on_cpu(self, operation: Any, args: tuple, kwargs: dict) -> Any:
         """An operation with tensors in RAM: its results are there, too, and the GPU does nothing."""
         output = operation(*args, **kwargs)
         for leaf in tree_leaves(output):
