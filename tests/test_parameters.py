@@ -124,7 +124,6 @@ def test_valid_parameters(given, changed):
         ({"soften": -1}, "soften=-1: from 0, which leaves your clip as it is, to 10 seconds."),
         ({"soften": 0.5, "original": "copy"}, "soften needs the clip to be encoded: leave original=None, or"),
         ({"slice_tokens": 0, "offload": "model"}, "slice_tokens=0: out of range; nearest: 1."),
-        ({"slice_tokens": 64, "offload": "group_leaf"}, "offload='group_leaf' does not go with slice_tokens: every"),
         ({"vram_budget_gb": 0}, "vram_budget_gb=0: give more than 0 GiB, or None for the whole card."),
         ({"ram_budget_gb": -8}, "ram_budget_gb=-8: give more than 0 GiB, or None for no check."),
         (

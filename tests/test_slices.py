@@ -3,6 +3,7 @@
 import functools
 import json
 import weakref
+from collections import Counter
 
 import diffusers
 import pytest
@@ -19,6 +20,7 @@ from helpers.lesson import offload_in_groups, offload_sequentially, use_onednn
 from helpers.models import MINIATURES, MODELS, gguf_path, in_turn
 from helpers.scoreboard import sliced_records, sliced_table
 from helpers.slices import Rows, SliceError, spans
+from helpers.slices.held import Holding
 from tests.notebook_style import ROOT
 
 pytestmark = pytest.mark.slices
@@ -94,34 +96,29 @@ def denoiser(pipe):
     return "unet" if "unet" in pipe.components else "transformer"
 
 
-def test_with_groups_of_blocks_too(named):
-    name, _ = named
+OFFLOADS = {
+    "group_block": lambda pipe: offload_in_groups(pipe, "block_level", "cpu"),
+    "group_leaf": lambda pipe: offload_in_groups(pipe, "leaf_level", "cpu"),
+    "sequential": lambda pipe: offload_sequentially(pipe, "cpu"),
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_every_mode_bears_slices_and_copies_each_layers_weights_once(named, offload):
+    name, usual = named
+    if name == "wan22_i2v_a14b" and offload == "sequential":
+        pytest.skip("GGUF weights do not bear sequential offload")
     pipe = loaded(name)
-    plain = latents_of(name, pipe)
     slices.slice_activations(pipe, SIZES[name][3])
-    offload_in_groups(pipe, "block_level", "cpu")
-    assert (latents_of(name, pipe) - plain).abs().max() <= 1e-5
+    calls = Counter()
+    for path, module in pipe.components[denoiser(pipe)].named_modules():
+        if path == "" or isinstance(module, Holding):
+            module.register_forward_pre_hook(lambda *_, path=path: calls.update([path]))
+    OFFLOADS[offload](pipe)
+    assert (latents_of(name, pipe, steps=1) - latents_of(name, usual, steps=1)).abs().max() <= 1e-5
+    assert set(calls.values()) == {calls[""]} and (len(calls) > 20 or name == "svd_xt"), calls
     with pytest.raises(SliceError, match="is offloaded already: slice it first"):
         slices.slice_activations(pipe, None)
-
-
-def offload_leaves(pipe, device):
-    offload_in_groups(pipe, "leaf_level", device)
-
-
-@pytest.mark.parametrize("offload", [offload_sequentially, offload_leaves])
-def test_modes_of_single_layers_do_not_bear_slices_but_one(offload):
-    name = "ltx_video"
-    plain = latents_of(name, loaded(name))
-    pipe = loaded(name)
-    slices.slice_activations(pipe, SIZES[name][3])
-    offload(pipe, "cpu")
-    with pytest.raises(SliceError, match="would copy each matrix once a slice: use none, model or group_block"):
-        latents_of(name, pipe)
-    pipe = loaded(name)
-    slices.slice_activations(pipe, 10**6)
-    offload(pipe, "cpu")
-    assert (latents_of(name, pipe) - plain).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("size", [0, -5, 2.5, "8192", True])
@@ -156,7 +153,7 @@ def test_what_cannot_be_sliced_says_why():
 def test_rows_hold_each_timestep_once():
     timestep = torch.tensor([[0.0, 0.0, 7.0, 7.0, 7.0], [0.0, 7.0, 7.0, 7.0, 7.0]])
     rows = Rows.of(timestep)
-    assert rows.values.tolist() == [0.0, 7.0, 0.0, 7.0], "the two of them, and again until there are four rows"
+    assert rows.values.tolist() == [0.0, 7.0] * 64, "the two of them, and again until there are 128 rows"
     vectors = Rows(torch.stack([rows.values, -rows.values], dim=1)[..., None], rows.index)  # two entries, one channel
     assert torch.equal(vectors.part(0, slice(1, 4))[..., 0], timestep[:, 1:4])
     assert torch.equal(vectors.part(1, slice(0, 5))[..., 0], -timestep)
@@ -238,15 +235,12 @@ def test_the_forecast_knows_slices_and_lean_decoding():
     size = dict(width=640, height=384, num_frames=81)
     plain = forecasts("wan22_i2v_a14b", **size, modes=("none", "group_block", "group_leaf"))
     sliced = forecasts("wan22_i2v_a14b", **size, slice_tokens=2048, modes=("none", "group_block", "group_leaf"))
-    for mode in ("none", "group_block"):
+    for mode in plain:
         before, after = plain[mode].stages, sliced[mode].stages
         assert after["denoise"].activations_gib < 0.5 * before["denoise"].activations_gib
         assert after["decode"].activations_gib < 0.9 * before["decode"].activations_gib
         assert after["encode_image"].activations_gib < 0.5 * before["encode_image"].activations_gib, "in tiles"
         assert 1 <= sliced[mode].step_seconds / plain[mode].step_seconds < 1.25
-    assert "use none, model or group_block" in sliced["group_leaf"].fails and not plain["group_leaf"].fails
-    whole = forecast("wan22_i2v_a14b", **size, slice_tokens=10**6, offload="group_leaf")
-    assert not whole.fails, "one slice calls each layer once"
     usual = forecast("wan22_i2v_a14b", **size, slice_tokens=2048, lean_decoding=False, offload="group_block")
     assert usual.stages["decode"].peak_gib == plain["group_block"].stages["decode"].peak_gib
     assert sliced["group_block"].ram["decode"] > usual.ram["decode"], "the pieces are joined in RAM"

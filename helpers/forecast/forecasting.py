@@ -25,10 +25,9 @@ from helpers.forecast.ram import ram_gib
 from helpers.forecast.recording.recorder import Recording, architecture, record
 from helpers.forecast.result import Forecast, Forecasts
 from helpers.forecast.stage import STAGES, Stage
-from helpers.models.catalogue import ENCODE_WAYS, MODELS, OFFLOAD_MODES, SLICING_MODES
+from helpers.models.catalogue import ENCODE_WAYS, MODELS, OFFLOAD_MODES
 from helpers.units import GIB
 
-SLICES_OF_LEAVES = "each slice would copy every layer's weights again: with slices, use none, model or group_block"
 POINTS = 400  # of each stage's timeline
 GGUF_SEQUENTIAL = (
     "sequential offload sends every weight through the meta device, where a GGUF weight loses its quantization type "
@@ -170,7 +169,7 @@ def _forecast(work: _Work, offload: str, options: _Options) -> Forecast:
         stages=done,
         ram=ram_gib(
             arch, placement, work.steps.request, options.low_cpu_mem_usage, options.decode_alone,
-            work.recordings["decode"].tape.ram_peak, options.encode,
+            work.recordings["decode"].tape.ram_peak, options.encode, _is_mapped(work),
         ),  # fmt: skip
         moved_gib=placement.travel(denoise).to_gpu / GIB,
         tflops=float(denoise.flops.sum()) / 1e12,
@@ -182,10 +181,13 @@ def _forecast(work: _Work, offload: str, options: _Options) -> Forecast:
     )
 
 
+def _is_mapped(work: _Work) -> bool:
+    published = MODELS.get(work.checkpoint)
+    return published is not None and not published.cast_when_loaded and not work.steps.arch.quantization
+
+
 def _why_it_fails(work: _Work, offload: str) -> str:
-    if offload == "sequential" and work.steps.arch.quantization:
-        return GGUF_SEQUENTIAL
-    return SLICES_OF_LEAVES if offload not in SLICING_MODES and work.steps.repeats_layers else ""
+    return GGUF_SEQUENTIAL if offload == "sequential" and work.steps.arch.quantization else ""
 
 
 def _left_out(work: _Work, placement: Placement, options: _Options) -> list[str]:

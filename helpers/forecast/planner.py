@@ -21,10 +21,9 @@ from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
 from helpers.forecast.stage import STAGES
-from helpers.models.catalogue import MODELS, OFFLOAD_MODES, SLICING_MODES
+from helpers.models.catalogue import MODELS
 
 SLICES = (None, 8192, 4096, 2048, 1024)  # tokens at a time, the fastest first
-LESSONS_HAVE = ("slice_tokens", "encode", "decode_chunk_size")  # of a way's options, those that are parameters
 MOST_FRAMES = 257  # the search for the largest number of frames ends here: more than ten seconds
 MOST_WIDTH = 1920  # and the search for the largest size here
 SAME_SHAPE = 0.07  # sizes whose aspect ratio differs by less count as the same shape
@@ -117,11 +116,9 @@ class Way:
 
     @property
     def how(self) -> str:
-        """A lesson's parameters for it, as its command line takes them, and what no lesson has."""
-        own = {"offload": self.forecast.offload} | {k: v for k, v in self.options.items() if k in LESSONS_HAVE}
-        others = ", ".join(name for name in self.options if name not in own)
-        parameters = " ".join(f"-p {name} {value}" for name, value in own.items())
-        return f"in a lesson: {parameters}" + (f"; in your own code, as in lesson 07: {others}" if others else "")
+        """A lesson's parameters for it, as its command line takes them."""
+        own = {"offload": self.forecast.offload} | self.options
+        return "in a lesson: " + " ".join(f"-p {name} {value}" for name, value in own.items())
 
     @property
     def text(self) -> str:
@@ -149,12 +146,11 @@ def find_way(
     given = options.get("slice_tokens")
     for slice_tokens in SLICES if given is None else (given,):
         sliced = {} if slice_tokens is None else {"slice_tokens": slice_tokens}
-        allowed = [mode for mode in options.get("modes", OFFLOAD_MODES) if not sliced or mode in SLICING_MODES]
-        for chunk, saving in itertools.product(chunks if allowed else (), savings):
+        for chunk, saving in itertools.product(chunks, savings):
             switched = sliced | chunk | saving
             if not switched:
                 continue
-            every = forecasts(checkpoint, **(options | switched | {"modes": tuple(allowed)}))
+            every = forecasts(checkpoint, **(options | switched))
             best = every.fastest(vram_budget_gb, ram_budget_gb)
             if best is not None:
                 return Way(best, switched)

@@ -24,6 +24,7 @@ def ram_gib(
     decode_alone: bool = True,
     decoding: int = 0,
     encode: str = "fp32",
+    mapped: bool = False,
 ) -> dict[str, float]:
     """GiB of RAM at each moment of a lesson, by the moment's name.
 
@@ -32,6 +33,8 @@ def ram_gib(
         decode_alone: Whether the pipeline is dropped before decoding, and the VAE is on the GPU.
         encode: How the prompt is encoded: "fp32", all layers at once, or "layer_by_layer".
         decoding: Bytes of the pieces that decoding sends to RAM, and of joining them there.
+        mapped: Whether the files hold the denoisers as they are loaded, so that they take RAM only once they are
+            pinned.
     """
     encoder = 0
     if arch.text_encoder and encode == "fp32":
@@ -42,6 +45,7 @@ def ram_gib(
         run = 0
     elif placement.offload.startswith("group"):
         load, run = _group_offload(placement, weights, low_cpu_mem_usage)
+        load = run if mapped and placement.use_stream and not low_cpu_mem_usage else load
     frames = request.num_frames * request.height * request.width * FRAME_BYTES
     moments = {"encode the prompt": encoder} if arch.text_encoder else {}
     moments |= {

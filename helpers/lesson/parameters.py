@@ -22,7 +22,7 @@ from helpers.clips.video.sound import AFTERWARDS
 from helpers.lesson import values
 from helpers.lesson.folders import from_root, joining_problems, writable
 from helpers.lesson.values import ParameterError
-from helpers.models.catalogue import ENCODE_WAYS, OFFLOAD_MODES, SLICING_MODES, Model, model
+from helpers.models.catalogue import ENCODE_WAYS, OFFLOAD_MODES, Model, model
 from helpers.models.checkpoints import Checkpoint, checkpoint
 
 MAX_SEED = 2**63 - 1  # the largest positive number that torch.Generator.manual_seed takes
@@ -58,6 +58,9 @@ class Settings:
         sound: What is heard with the new frames, one of `AFTERWARDS`.
         soften: Seconds before the join over which the clip grows as soft as the new frames.
         slice_tokens: Tokens that the denoiser computes at a time (`helpers.slices`), or `None` for all.
+        one_expert_at_a_time: Whether only one of two experts is in RAM at any time.
+        low_cpu_mem_usage: Whether group offload pins only the weights that travel, which is slower and takes less RAM.
+        compare: Whether the lesson takes two steps in every mode, not only in `offload`.
     """
 
     model: Model = field(repr=False)
@@ -86,6 +89,9 @@ class Settings:
     sound: str = "silence"
     soften: float = 0.0
     slice_tokens: int | None = None
+    one_expert_at_a_time: bool = False
+    low_cpu_mem_usage: bool = False
+    compare: bool = True
 
     @property
     def size(self) -> dict[str, int]:
@@ -95,15 +101,19 @@ class Settings:
     @property
     def real_size(self) -> dict[str, int | None]:
         """What to forecast for the real model: the size of this run, or with a miniature the real model's default size;
-        and `slice_tokens`.
+        and what saves memory besides the mode.
         """
-        sliced = {"slice_tokens": self.slice_tokens}
         if self.weights != "miniature":
-            return self.size | sliced
+            return self.size | self.savings
         real = self.model.defaults["pretrained"]
         if self.model.fixed_size is None and self.height > self.width:
             real = real.turned()
-        return {"width": real.width, "height": real.height, "num_frames": real.num_frames} | sliced
+        return {"width": real.width, "height": real.height, "num_frames": real.num_frames} | self.savings
+
+    @property
+    def savings(self) -> dict[str, Any]:
+        """What saves memory besides the mode, as the forecasts take it."""
+        return {name: getattr(self, name) for name in ("slice_tokens", "one_expert_at_a_time", "low_cpu_mem_usage")}
 
     def loaded(self, dtype: Any) -> dict[str, Any]:
         """What to forecast for the weights of this run, loaded in a torch `dtype`, as `forecast.forecasts` takes it.
@@ -111,8 +121,12 @@ class Settings:
         A half data type is left out: the model's configuration says which of its components stay in fp32.
         """
         kept = {"dtype": dtype} if str(dtype) == "torch.float32" else {}
-        size = self.size | {"slice_tokens": self.slice_tokens}
+        size = self.size | self.savings
         return {"checkpoint": self.checkpoint.local_folder(), **size, "guidance": self.guidance, **kept}
+
+    def compares(self, mode: str) -> bool:
+        """Whether the lesson takes two steps in this mode: in all of them, or only in the one of the final run."""
+        return self.compare and not self.one_expert_at_a_time or mode == self.offload
 
     @property
     def is_unknown_world(self) -> bool:
@@ -144,8 +158,8 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         model_name: A name in `helpers.models.MODELS`.
         parameters: The lesson's parameters by name, a notebook's `globals()` for example; other names are ignored.
             `revision`, `fit`, `encode`, `resample`, `colour_match`, `original`, `sound`, `soften`,
-            `slice_tokens` and `ignore_prompt` may be missing. A model that takes no prompt refuses one, unless
-            `ignore_prompt` is set.
+            `slice_tokens`, the switches and `ignore_prompt` may be missing. A model that takes no prompt refuses one,
+            unless `ignore_prompt` is set.
 
     Raises:
         ValueError: If there is no such model.
@@ -233,11 +247,12 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
     slice_tokens = given("slice_tokens")
     if slice_tokens is not None:
         slice_tokens = values.whole_number(problems, "slice_tokens", slice_tokens, least=1)
-        if offload in OFFLOAD_MODES and offload not in SLICING_MODES:
-            problems.append(
-                f"offload={offload!r} does not go with slice_tokens: every slice would copy each layer's weights "
-                "again. Choose from none, model, group_block; nearest: 'group_block'."
-            )
+    switches = {
+        name: values.switch(problems, name, parameters.get(name, usual))
+        for name, usual in (("one_expert_at_a_time", False), ("low_cpu_mem_usage", False), ("compare", True))
+    }
+    if switches["one_expert_at_a_time"] and offload in OFFLOAD_MODES and not offload.startswith("group"):
+        problems.append(f"one_expert_at_a_time does not go with offload={offload!r}; nearest: 'group_leaf'.")
     budgets = {
         name: _budget(problems, name, given(name), meaning)
         for name, meaning in (("vram_budget_gb", "the whole card"), ("ram_budget_gb", "no check"))
@@ -255,7 +270,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         model=entry, clip=clip, prompt=prompt, negative_prompt=negative, weights=weights, offload=offload, width=width,
         height=height, num_frames=num_frames, steps=steps, guidance_scale=guidance_scale, seed=seed,
         out_dir=folder.parents[1], folder=folder, clip_size=clip_size, revision=revision, original=original,
-        colour_match=colour_match, soften=soften, slice_tokens=slice_tokens, **budgets, **words,
+        colour_match=colour_match, soften=soften, slice_tokens=slice_tokens, **switches, **budgets, **words,
     )  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def record_run(
     """
     notes = saved.notes
     meters = {"encode_prompt": encode_prompt, "generate": notes["meter"], "decode": decode}
-    chosen = next(run for run in runs if run.offload == notes["offload"])
+    chosen = next((run for run in runs if run.offload == notes["offload"]), runs[0])
     stages = {"denoise": notes["meter"]["phases"][-1]["seconds"], "decode": decode.seconds}
     if encode_prompt is not None:
         stages = {"encode_prompt": encode_prompt.seconds, **stages}
@@ -188,7 +188,7 @@ def record_run(
         name: getattr(settings, name)
         for name in (
             "negative_prompt", "fit", "encode", "resample", "colour_match", "original", "sound", "soften", "revision",
-            "slice_tokens",
+            "slice_tokens", "one_expert_at_a_time", "low_cpu_mem_usage",
         )
     }  # fmt: skip
     made = record(

@@ -15,7 +15,6 @@ from helpers.measure.comparison import ModeRun
 from helpers.measure.memory import release
 from helpers.measure.meter import VRAMMeter
 from helpers.slices.slicing import slice_activations
-from helpers.slices.tokens import SliceError
 
 
 def start_device(settings: Settings, half: torch.dtype = torch.bfloat16) -> tuple[str, torch.dtype]:
@@ -62,17 +61,21 @@ def preparing(
     return prepare
 
 
-def measure_mode(mode, prepare, denoise, forecasts, budget_gb, runs):
+def measure_mode(mode, prepare, denoise, forecasts, settings, runs):
     """Take two denoising steps in an offload mode, inside a meter, and append what was measured to `runs`.
 
     `prepare(mode)` returns a fresh pipeline; `denoise(pipe, steps)` returns latents and the seconds of a step. The
     latents are compared with those of the baseline, the first run that has any. The mode "none" runs without the cap.
+    With `compare=False` only the mode of the final run is measured.
     """
+    if not settings.compares(mode):
+        return
+    budget_gb = settings.vram_budget_gb
     cap_vram(None if mode == "none" else budget_gb)
     expected, advice = forecasts[mode].denoising_peak_gib, forecasts.advice(mode, budget_gb)
     latents = step_seconds = pipe = None
     meter = VRAMMeter(mode, budget_gb=budget_gb, forecast=expected, advice=advice)
-    with suppress(torch.OutOfMemoryError, SliceError), meter:
+    with suppress(torch.OutOfMemoryError), meter:
         pipe = prepare(mode)
         meter.mark("denoise")
         latents, step_seconds = denoise(pipe, steps=2)

@@ -70,6 +70,14 @@ def word(problems: list[str], name: str, value: Any, choices: Sequence[str]) -> 
     return None
 
 
+def switch(problems: list[str], name: str, value: Any) -> bool | None:
+    """Return True or False, or `None` after noting the problem."""
+    if isinstance(value, bool):
+        return value
+    problems.append(f"{name}={value!r}: choose True or False.")
+    return None
+
+
 def number(problems: list[str], name: str, value: Any) -> float | None:
     """Return a finite number as a float, or `None` after noting the problem."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 OFFLOAD_MODES = ("none", "model", "sequential", "group_block", "group_leaf")
-SLICING_MODES = ("none", "model", "group_block")  # those that copy a layer's weights once for all its slices
 # How the prompt is encoded on the CPU. Layer by layer the whole process stays below one GiB (encoding.json).
 ENCODE_WAYS = ("fp32", "layer_by_layer")
 
@@ -73,6 +72,8 @@ class Model:
             model takes no prompt.
         parameters: Number of parameters of each component, by the component's name in the pipeline.
         quantization: GGUF type of the denoisers' files that the lesson downloads, or `None`.
+        cast_when_loaded: Whether the files of `hub` hold the denoiser in another data type than it is loaded in, so
+            that it is copied; else it is mapped, and takes RAM only where something copies it.
         defaults: `Defaults` for each kind of weights: always "pretrained", and "miniature" if there is one.
     """
 
@@ -93,6 +94,7 @@ class Model:
     parameters: dict[str, int]
     defaults: dict[str, Defaults]
     quantization: str | None = None
+    cast_when_loaded: bool = False
 
     @property
     def frames_rule(self) -> str:
@@ -171,6 +173,7 @@ MODELS: dict[str, Model] = {
             fps=24,
             max_prompt_tokens=512,
             parameters={"transformer": 4_999_787_712, "vae": 704_688_668, "text_encoder": 5_680_910_336},
+            cast_when_loaded=True,  # fp32 in the files, bf16 in RAM
             defaults={
                 "miniature": Defaults(width=288, height=160, num_frames=25, steps=4, guidance_scale=1.0),
                 "pretrained": Defaults(width=640, height=384, num_frames=121, steps=50, guidance_scale=5.0),

@@ -33,6 +33,7 @@ class InTurn(ModelMixin):
         super().__init__()
         self._config, self._dtype, self._device = FrozenDict(config), dtype, device
         self._name, self._load, self._loaded = name, load, loaded
+        self._actions: list[Callable[[torch.nn.Module], object]] = []
 
     @property
     def config(self) -> FrozenDict:
@@ -50,12 +51,23 @@ class InTurn(ModelMixin):
         """The pipeline opens it around each forward; there is no cache here."""
         return nullcontext()
 
-    def forward(self, *args, **kwargs):
+    def when_loaded(self, action: Callable[[torch.nn.Module], object]) -> None:
+        """Call `action(expert)` whenever the expert has been loaded: to slice it, or to offload it in groups."""
+        self._actions.append(action)
+
+    def expert(self) -> torch.nn.Module:
+        """The expert itself; if it is not in memory, it is loaded, and the other one is dropped before."""
         if self._name not in self._loaded:
             self._loaded.clear()
             gc.collect()  # offload hooks give a model reference cycles
-            self._loaded[self._name] = self._load()
-        return self._loaded[self._name](*args, **kwargs)
+            expert = self._load()
+            for action in self._actions:
+                action(expert)
+            self._loaded[self._name] = expert
+        return self._loaded[self._name]
+
+    def forward(self, *args, **kwargs):
+        return self.expert()(*args, **kwargs)
 
 
 def in_turn(

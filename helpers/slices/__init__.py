@@ -12,7 +12,8 @@ from helpers.faces import late
 
 __all__, __getattr__, __dir__ = late(__name__, {
     "slicing": ("slice_activations",),
-    "tokens": ("Rows", "SliceError", "matrix", "spans"),
+    "held": ("Held", "hold"),
+    "tokens": ("Rows", "SliceError", "spans"),
     "vae": ("decode_lean",),
     "wan": ("SlicedWanBlock", "rotate"),
 })

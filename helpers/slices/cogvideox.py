@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
-from helpers.slices.tokens import matrix, spans
+from helpers.slices.held import hold
+from helpers.slices.tokens import spans
 
 
 class SlicedCogVideoXBlock(CogVideoXBlock):
@@ -31,9 +32,11 @@ class SlicedCogVideoXBlock(CogVideoXBlock):
             of_text = dict(zip(("shift", "scale", "gate"), others, strict=True))
             of_video = {"shift": shift, "scale": scale, "gate": gate}
 
+            normalize = hold(norm.norm, pieces)
+
             def normed(x, s):
                 by = of_text if x is encoder_hidden_states else of_video
-                return norm.norm(x[:, s]) * (1 + by["scale"]) + by["shift"]
+                return normalize(x[:, s]) * (1 + by["scale"]) + by["shift"]
 
             return normed, lambda x: (of_text if x is encoder_hidden_states else of_video)["gate"]
 
@@ -54,23 +57,23 @@ class SlicedCogVideoXBlock(CogVideoXBlock):
                 return tensor
             return apply_rotary_emb(tensor, tuple(one[s] for one in image_rotary_emb))
 
-        to_k, to_v = matrix(attn.to_k, pieces), matrix(attn.to_v, pieces)
+        to_k, norm_k, to_v = (hold(layer, pieces) for layer in (attn.to_k, attn.norm_k, attn.to_v))
         inputs_of = [normed(x, s) for x, s, _ in pieces]
         for (x, s, place), inputs in zip(pieces, inputs_of, strict=True):
-            keys[:, :, place] = placed(to_k(inputs), attn.norm_k, x, s)
+            keys[:, :, place] = placed(to_k(inputs), norm_k, x, s)
             values[:, :, place] = heads(to_v(inputs))
-        del inputs, to_k, to_v
-        to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
+        del inputs, to_k, norm_k, to_v
+        to_q, norm_q, to_out = (hold(layer, pieces) for layer in (attn.to_q, attn.norm_q, attn.to_out[0]))
         for x, s, _ in pieces:
-            query = placed(to_q(inputs_of.pop(0)), attn.norm_q, x, s)
+            query = placed(to_q(inputs_of.pop(0)), norm_q, x, s)
             out = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2, 3)
             x[:, s] += gate(x) * to_out(out)
-        del query, out, keys, values, to_q, to_out
+        del query, out, keys, values, to_q, norm_q, to_out
 
         # Feed-forward: no token sees another one.
         normed, gate = modulation(self.norm2)
         activation, _, down, *_ = self.ff.net
-        up, down = matrix(activation.proj, pieces), matrix(down, pieces)
+        up, down = hold(activation.proj, pieces), hold(down, pieces)
         for x, s, _ in pieces:
             x[:, s] += gate(x) * down(activation.gelu(up(normed(x, s))))
         return hidden_states, encoder_hidden_states

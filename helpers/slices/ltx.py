@@ -12,7 +12,8 @@ from diffusers.models.transformers.transformer_ltx import (
 )
 from diffusers.utils import apply_lora_scale
 
-from helpers.slices.tokens import Rows, matrix, spans
+from helpers.slices.held import hold
+from helpers.slices.tokens import Rows, spans
 
 
 class SlicedLTXBlock(LTXVideoTransformerBlock):
@@ -30,17 +31,17 @@ class SlicedLTXBlock(LTXVideoTransformerBlock):
         # Self-attention: each token sees the keys and values of all others, so these are made first.
         attn = self.attn1
         keys, values = torch.empty_like(x), torch.empty_like(x)
-        to_k, to_v = matrix(attn.to_k, pieces), matrix(attn.to_v, pieces)
+        to_k, norm_k, to_v = (hold(layer, pieces) for layer in (attn.to_k, attn.norm_k, attn.to_v))
         normed = [self.norm1(x[:, s]) * (1 + temb.part(scale, s)) + temb.part(shift, s) for s in pieces]
         for s, inputs in zip(pieces, normed, strict=True):
-            keys[:, s] = apply_rotary_emb(attn.norm_k(to_k(inputs)), (cos[:, s], sin[:, s]))
+            keys[:, s] = apply_rotary_emb(norm_k(to_k(inputs)), (cos[:, s], sin[:, s]))
             values[:, s] = to_v(inputs)
-        del inputs, to_k, to_v
-        to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
+        del inputs, to_k, norm_k, to_v
+        to_q, norm_q, to_out = (hold(layer, pieces) for layer in (attn.to_q, attn.norm_q, attn.to_out[0]))
         for s in pieces:
-            query = apply_rotary_emb(attn.norm_q(to_q(normed.pop(0))), (cos[:, s], sin[:, s]))
+            query = apply_rotary_emb(norm_q(to_q(normed.pop(0))), (cos[:, s], sin[:, s]))
             x[:, s] += to_out(self._attend(attn, query, keys, values)) * temb.part(gate, s)
-        del query, keys, values, to_q, to_out
+        del query, keys, values, to_q, norm_q, to_out
 
         # Cross-attention: the prompt's keys and values are few.
         attn, mask = self.attn2, encoder_attention_mask
@@ -48,14 +49,14 @@ class SlicedLTXBlock(LTXVideoTransformerBlock):
             batch, length = encoder_hidden_states.shape[:2]
             mask = attn.prepare_attention_mask(mask, length, batch).view(batch, attn.heads, -1, mask.shape[-1])
         keys, values = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
-        to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
-        for s in pieces:
-            x[:, s] += to_out(self._attend(attn, attn.norm_q(to_q(x[:, s])), keys, values, mask))
-        del keys, values, to_q, to_out
+        to_q, norm_q, to_out = (hold(layer, pieces) for layer in (attn.to_q, attn.norm_q, attn.to_out[0]))
+        for s in pieces:  # contiguous: for other tensors `linear` rounds before it adds the bias
+            x[:, s] += to_out(self._attend(attn, norm_q(to_q(x[:, s].contiguous())), keys, values, mask))
+        del keys, values, to_q, norm_q, to_out
 
         # Feed-forward: no token sees another one.
         activation, _, down = self.ff.net
-        up, down = matrix(activation.proj, pieces), matrix(down, pieces)
+        up, down = hold(activation.proj, pieces), hold(down, pieces)
         for s in pieces:
             inputs = self.norm2(x[:, s]) * (1 + temb.part(ff_scale, s)) + temb.part(ff_shift, s)
             x[:, s] += down(activation.gelu(up(inputs))) * temb.part(ff_gate, s)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from helpers.slices.tokens import SliceError, is_hooked
+from helpers.slices.held import Holding, holding, is_hooked
+from helpers.slices.tokens import SliceError
 
 PACE = "_hooks_that_keep_pace"
 
@@ -29,20 +31,24 @@ def slice_activations(model: object, slice_tokens: int | None) -> None:
     if slice_tokens is not None and (type(slice_tokens) is not int or slice_tokens < 1):
         raise SliceError(f"slice_tokens={slice_tokens!r}: give a number of tokens, 1 or more, or None for no slices.")
     for denoiser in _denoisers(model):
+        if hasattr(denoiser, "when_loaded"):  # `helpers.models.InTurn`, in an expert's place
+            denoiser.when_loaded(partial(slice_activations, slice_tokens=slice_tokens))
+            continue
         _check(denoiser)
         for module, sliced in _counterparts(denoiser):
             if slice_tokens is None:
                 module.__dict__.pop("slice_tokens", None)
-            else:
+            elif not issubclass(sliced, Holding):
                 module.slice_tokens = slice_tokens
-            plain = sliced.__bases__[0]
+            plain = sliced.__bases__[-1]
             module.__class__ = plain if slice_tokens is None else sliced
         _keep_pace(denoiser, on=slice_tokens is not None)
 
 
 def _denoisers(model: object) -> list[torch.nn.Module]:
     parts = [model] if isinstance(model, torch.nn.Module) else list(getattr(model, "components", {}).values())
-    found = [part for part in parts if isinstance(part, torch.nn.Module) and any(_counterparts(part))]
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    found = [module for module in modules if hasattr(module, "when_loaded") or any(_counterparts(module))]
     if not found:
         raise SliceError(
             f"{type(model).__name__} has no denoiser to slice: give a Wan, LTX-Video or CogVideoX transformer, a "
@@ -52,17 +58,25 @@ def _denoisers(model: object) -> list[torch.nn.Module]:
 
 
 def _counterparts(denoiser: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, type]]:
-    """Each module of the denoiser that has a sliced class, and that class."""
+    """Each module of the denoiser that has a sliced class, and that class: blocks, the model, and layers with weights.
+
+    SVD's UNet is one forward for each slice, so its layers hold nothing.
+    """
     from helpers.slices.cogvideox import SlicedCogVideoXBlock
     from helpers.slices.ltx import SlicedLTX, SlicedLTXBlock
     from helpers.slices.svd import SlicedSVD
     from helpers.slices.wan import SlicedWan, SlicedWanBlock
 
     classes = (SlicedWan, SlicedWanBlock, SlicedLTX, SlicedLTXBlock, SlicedCogVideoXBlock, SlicedSVD)
+    found = False
     for module in denoiser.modules():
         for sliced in classes:
-            if type(module) in (sliced, sliced.__bases__[0]):
+            if type(module) in (sliced, sliced.__bases__[-1]):
+                found = found or sliced is not SlicedSVD
                 yield module, sliced
+    for module in denoiser.modules() if found else ():
+        if not any(module.children()) and any(True for _ in module.parameters()):
+            yield module, holding(type(module))
 
 
 def _keep_pace(denoiser: torch.nn.Module, on: bool) -> None:
@@ -95,7 +109,7 @@ def _check(denoiser: torch.nn.Module) -> None:
         raise SliceError(f"{name} has a cache, which compares whole sequences: call its disable_cache() first.")
     for module in denoiser.modules():
         if is_hooked(module):
-            raise SliceError(f"{name} is offloaded already: slice it first, then switch on none, model or group_block.")
+            raise SliceError(f"{name} is offloaded already: slice it first, then switch on the offload mode.")
         if getattr(module, "fused_projections", False):
             raise SliceError(f"{name} has fused projections: undo them first.")
         if getattr(module, "add_k_proj", None) is not None:

@@ -1,20 +1,17 @@
-"""What the sliced forwards share: spans of tokens, matrices unpacked once, and rows that many tokens have in common."""
+"""What the sliced forwards share: spans of tokens, and rows that many tokens have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from diffusers.quantizers.gguf import utils as gguf_utils
 
 
 class SliceError(ValueError):
     """A number of tokens, a model or a mode that slices do not work with; the message says what does."""
 
 
-FEWEST = 4  # a matrix product with fewer rows may sum in another order
+FEWEST = 128  # a matrix product with fewer rows may sum in another order
 ROWS = 128  # a matrix product on a GPU works on tiles of this many rows
 
 
@@ -23,30 +20,6 @@ def spans(tokens: int, size: int) -> list[slice]:
     pieces = -(-tokens // size)
     each = min(size, -(-tokens // pieces // ROWS) * ROWS)
     return [slice(start, min(start + each, tokens)) for start in range(0, tokens, each)]
-
-
-def matrix(layer: torch.nn.Module, pieces: Sequence[object]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The linear layer as a function for all `pieces` of a phase: a GGUF weight is unpacked here, once.
-
-    Raises:
-        SliceError: If the layer has its own offload hook, which would copy its weights again for every slice.
-    """
-    if len(pieces) == 1:
-        return layer
-    if is_hooked(layer):
-        raise SliceError(
-            "sequential and leaf-level offload would copy each matrix once a slice: use none, model or group_block."
-        )
-    if type(layer) is not gguf_utils.GGUFLinear or gguf_utils.ops is not None:  # `ops`: a kernel for packed weights
-        return layer
-    weight = gguf_utils.dequantize_gguf_tensor(layer.weight).to(layer.compute_dtype)
-    bias = None if layer.bias is None else layer.bias.to(layer.compute_dtype)
-    return lambda inputs: F.linear(inputs, weight, bias)
-
-
-def is_hooked(module: torch.nn.Module) -> bool:
-    """Whether accelerate or diffusers has put a hook on the module, as every offload mode but "none" does."""
-    return hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", None))
 
 
 class Rows(NamedTuple):

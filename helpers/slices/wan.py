@@ -11,7 +11,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 
-from helpers.slices.tokens import Rows, matrix, spans
+from helpers.slices.held import hold
+from helpers.slices.tokens import Rows, spans
 
 
 class SlicedWanBlock(WanTransformerBlock):
@@ -33,32 +34,33 @@ class SlicedWanBlock(WanTransformerBlock):
         # Self-attention: each token sees the keys and values of all others, so these are made first.
         attn = self.attn1
         keys, values = self._heads(attn, torch.empty_like(x)), self._heads(attn, torch.empty_like(x))
-        to_k, to_v = matrix(attn.to_k, pieces), matrix(attn.to_v, pieces)
+        to_k, norm_k, to_v = (hold(layer, pieces) for layer in (attn.to_k, attn.norm_k, attn.to_v))
         for s in pieces:
             inputs = normed(s)
-            keys[:, s] = rotate(self._heads(attn, attn.norm_k(to_k(inputs))), rotary_emb, s)
+            keys[:, s] = rotate(self._heads(attn, norm_k(to_k(inputs))), rotary_emb, s)
             values[:, s] = self._heads(attn, to_v(inputs))
-        del inputs, to_k, to_v
-        to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
+        del inputs, to_k, norm_k, to_v
+        to_q, norm_q, to_out = (hold(layer, pieces) for layer in (attn.to_q, attn.norm_q, attn.to_out[0]))
         for s in pieces:
-            query = rotate(self._heads(attn, attn.norm_q(to_q(normed(s)))), rotary_emb, s)
+            query = rotate(self._heads(attn, norm_q(to_q(normed(s)))), rotary_emb, s)
             out = to_out(self._attend(attn, query, keys, values))
             x[:, s] = (x[:, s].float() + out * part(gate, s)).type_as(x)
-        del query, out, keys, values, to_q, to_out
+        del query, out, keys, values, to_q, norm_q, to_out
 
         # Cross-attention: the prompt's keys and values are few.
         attn = self.attn2
         keys = self._heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states)))
         values = self._heads(attn, attn.to_v(encoder_hidden_states))
-        to_q, to_out = matrix(attn.to_q, pieces), matrix(attn.to_out[0], pieces)
+        layers = self.norm2, attn.to_q, attn.norm_q, attn.to_out[0]
+        norm, to_q, norm_q, to_out = (hold(layer, pieces) for layer in layers)
         for s in pieces:
-            query = self._heads(attn, attn.norm_q(to_q(self.norm2(x[:, s].float()).type_as(x))))
+            query = self._heads(attn, norm_q(to_q(norm(x[:, s].float()).type_as(x))))
             x[:, s] += to_out(self._attend(attn, query, keys, values))
-        del query, keys, values, to_q, to_out
+        del query, keys, values, norm, to_q, norm_q, to_out
 
         # Feed-forward: no token sees another one.
         activation, _, down = self.ffn.net
-        up, down = matrix(activation.proj, pieces), matrix(down, pieces)
+        up, down = hold(activation.proj, pieces), hold(down, pieces)
         for s in pieces:
             inputs = (self.norm3(x[:, s].float()) * (1 + part(ff_scale, s)) + part(ff_shift, s)).type_as(x)
             out = down(activation.gelu(up(inputs)))
@@ -92,8 +94,11 @@ class SlicedWan(WanTransformer3DModel):
 
         dtype = self.patch_embedding.weight.dtype
         x = hidden_states.new_empty(batch, *grid, self.patch_embedding.out_channels, dtype=dtype)
-        for frame, patches in enumerate(hidden_states.split(patch[0], dim=2)):
-            x[:, frame] = self.patch_embedding(patches)[:, :, 0].movedim(1, -1)
+        parts = hidden_states.split(patch[0], dim=2)
+        embed = hold(self.patch_embedding, parts)
+        for frame, patches in enumerate(parts):
+            x[:, frame] = embed(patches)[:, :, 0].movedim(1, -1)
+        del embed
         x = x.flatten(1, 3)
 
         steps = Rows.of(timestep)
@@ -105,11 +110,13 @@ class SlicedWan(WanTransformer3DModel):
         temb = Rows(self.scale_shift_table.to(temb.device) + temb[:, None], steps.index)
         out = x.new_empty(*x.shape[:2], self.proj_out.out_features)
         # The keys and values are gone, so these slices can be longer: kernels for few rows may sum in another order.
-        for s in spans(x.shape[1], max(self.slice_tokens, -(-x.shape[1] // 4))):
-            out[:, s] = self.proj_out(
+        pieces = spans(x.shape[1], max(self.slice_tokens, -(-x.shape[1] // 4)))
+        proj_out = hold(self.proj_out, pieces)
+        for s in pieces:
+            out[:, s] = proj_out(
                 (self.norm_out(x[:, s].float()) * (1 + temb.part(1, s)) + temb.part(0, s)).type_as(x)
             )
-        del x
+        del x, proj_out
         out = out.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
         out = out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return Transformer2DModelOutput(sample=out) if return_dict else (out,)

@@ -3,7 +3,7 @@
 python -m data.make.slices.largest          # some minutes
 python -m data.make.slices.largest --draw   # only the picture
 
-Wan2.2 A14B in Q4_K_M, blocks streamed, slices of 2,048 tokens, lean decoding. The peak grows in a straight line with
+Wan2.2 A14B in Q4_K_M, leaves streamed, slices of 2,048 tokens, lean decoding. The peak grows in a straight line with
 the frames, so two forecasts give a first answer, and a third checks it.
 """
 
@@ -25,7 +25,7 @@ COLOURS = ("#2b7bba", "#6a51a3", "#c51b8a", "#e6550d", "#1b7837", "#222")
 def peak(size: tuple[int, int], frames: int) -> float:
     """The forecast's highest peak of all stages in GiB."""
     return forecast(
-        MODEL, offload="group_block", width=size[0], height=size[1], num_frames=frames, slice_tokens=SLICE_TOKENS,
+        MODEL, offload="group_leaf", width=size[0], height=size[1], num_frames=frames, slice_tokens=SLICE_TOKENS,
         quantization=model(MODEL).quantization,
     ).peak_vram_gib  # fmt: skip
 
@@ -63,7 +63,7 @@ def searched() -> dict:
             cards[card].append({"width": size[0], "height": size[1], "num_frames": frames, "peak_vram_gib": gib})
             print(size, card, frames, gib, flush=True)
     return {
-        "model": MODEL, "quantization": model(MODEL).quantization, "offload": "group_block",
+        "model": MODEL, "quantization": model(MODEL).quantization, "offload": "group_leaf",
         "slice_tokens": SLICE_TOKENS, "context_gib": CONTEXT_GIB, "cards": cards,
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ from data.make.measurements.stage_runs import (
 )
 from helpers import slices
 from helpers.measure import VRAMMeter, release
-from helpers.models import Architecture, dummy_folder, in_turn
+from helpers.models import Architecture, InTurn, dummy_folder, in_turn
 from helpers.units import GIB
 
 
@@ -64,9 +64,13 @@ def _whole_run(job: dict, arch: Architecture, folder: Path, device: str, meter: 
         times.append(time.perf_counter())
         return tensors
 
-    def first_step(*_):
+    def first_step(denoiser, _):
         handle.remove()
+        if isinstance(denoiser, InTurn):
+            meter.mark("load_expert")
+            denoiser.expert()
         meter.mark("denoise")
+        times.append(time.perf_counter())
 
     handle = getattr(pipe, arch.denoisers[0]).register_forward_pre_hook(first_step)
     meter.mark("encode_image")

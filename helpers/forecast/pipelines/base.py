@@ -129,11 +129,6 @@ class Stages(ABC):
         return 1 if self.request.slice_tokens is None else -(-self.tokens // self.request.slice_tokens)
 
     @property
-    def repeats_layers(self) -> bool:
-        """Whether the denoiser calls its layers more than once in a forward, because of its slices."""
-        return self.pieces > 1
-
-    @property
     def fixed_size(self) -> tuple[int, int] | None:
         return None
 
@@ -200,7 +195,7 @@ class Stages(ABC):
         """Methods that do the same to tensors of the same shapes, for `helpers.forecast.recording.replay.remembering`.
 
         These are the VAE's two halves, which see one tile after another, the methods that blend the tiles, and those
-        members of the denoiser's module lists that have the same class and the same parameters.
+        members of the denoiser's module lists that have the same class and parameters, and more than one layer.
         """
         groups: dict[tuple, list[Method]] = {}
         for owner in self.denoiser.modules():
@@ -208,7 +203,7 @@ class Stages(ABC):
                 continue
             for member in owner:
                 shapes = tuple((name, weight.shape, weight.dtype) for name, weight in member.named_parameters())
-                if shapes:
+                if shapes and any(member.children()):
                     groups.setdefault((type(member), shapes), []).append((member, "forward"))
         blends = [[(self.vae, name)] for name in self.blends]
         return [[(self.vae.encoder, "forward")], [(self.vae.decoder, "forward")], *blends, *groups.values()]

@@ -52,10 +52,6 @@ class CogVideoX(Stages):
         _, frames, _, height, width = self.latents(self.dtype).shape
         return frames * (height // self.config.patch_size) * (width // self.config.patch_size)
 
-    @property
-    def repeats_layers(self) -> bool:
-        return self.request.slice_tokens is not None  # the text is a slice of its own
-
     def encode_image(self) -> None:
         latents = self.vae.encode(self.image(1)).latent_dist.mode().permute(0, 2, 1, 3, 4)
         torch.cat([latents, empty(*self.latents(self.dtype)[:, 1:].shape, dtype=self.dtype)], dim=1)

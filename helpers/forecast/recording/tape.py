@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from helpers.forecast.recording.allocators import rounded, tensors
 from helpers.forecast.recording.operations import attention_cost, cost
+from helpers.slices.held import Held
 
 Event = tuple[int, int, int, int, int, str, torch.nn.Module | None]  # live, work, flops, moved, kind, operation, module
 
@@ -174,9 +175,13 @@ class Tape:
         self._inside.append((module, self.count))
         self.add("enter")
 
-    def _leave_module(self, module: torch.nn.Module, *_: object) -> None:
+    def _leave_module(self, module: torch.nn.Module, _: object, output: object) -> None:
         self.add("leave")
-        self.done_calls.append((*self._inside.pop(), self.count))
+        start = self._inside.pop()[1]
+        if isinstance(output, Held):  # its weights stay until the slices are done
+            weakref.finalize(output, lambda: self.done_calls.append((module, start, self.count)))
+        else:
+            self.done_calls.append((module, start, self.count))
 
 
 @dataclass
