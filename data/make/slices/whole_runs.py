@@ -69,7 +69,8 @@ RUNS = {
     "wan22_ti2v_5b": Run("wan22_ti2v_5b", 1280, 704, 121, 9216, 5.0),
     "a14b_720p": Run(A14B, 1280, 720, 81, 4096, 4.0, steps=4, guidance=False, encode_in_tiles=True),
     "a14b_720p_12_gib_of_ram": Run(
-        A14B, 1280, 720, 81, 4096, 4.0, steps=4, guidance=False, encode_in_tiles=True, low_cpu_mem_usage=True
+        A14B, 1280, 720, 81, 4096, 4.0, steps=4, guidance=False, encode_in_tiles=True, low_cpu_mem_usage=True,
+        offload="group_block",
     ),
     "a14b_720p_10_s": Run(
         A14B, 1280, 720, 161, 8192, 6.0, steps=1, guidance=False, baseline=False, encode_in_tiles=True
