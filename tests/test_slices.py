@@ -16,6 +16,7 @@ from data.make.miniatures.families import family_of
 from data.make.slices import largest
 from helpers import slices
 from helpers.forecast import RequestError, forecast, forecasts
+from helpers.forecast.ram import PROCESS_GIB
 from helpers.lesson import offload_in_groups, offload_sequentially, use_onednn
 from helpers.models import MINIATURES, MODELS, gguf_path, in_turn
 from helpers.scoreboard import sliced_records, sliced_table
@@ -253,17 +254,27 @@ def test_recorded_runs_stayed_below_their_cap_and_near_todays_forecast(record):
     size = {name: record[name] for name in ("width", "height", "num_frames", "slice_tokens", "guidance")}
     one = forecast(
         record["model"], offload=record["offload"], decode_chunk_size=record["decode_chunk_size"],
-        one_expert_at_a_time=record["one_expert_at_a_time"], gpu="H100", **size,
+        one_expert_at_a_time=record["one_expert_at_a_time"], low_cpu_mem_usage=record["low_cpu_mem_usage"], gpu="H100",
+        **size,
     )  # fmt: skip
     assert one.peak_vram_gib == pytest.approx(record["peak_allocated_gib"], rel=0.05, abs=0.15)
     assert one.peak_vram_gib == pytest.approx(record["forecast"]["peak_vram_gib"], abs=0.01), "as recorded"
+    ram = {phase["name"]: phase["peak_ram_gib"] for phase in record["phases"] if phase["name"] != "decode"}
+    if record["model"] == "wan22_i2v_a14b":  # before the first expert is loaded, and when the second one is
+        alone, moment = ram["encode_image"], "load"
+    else:  # with all weights on the GPU
+        alone, moment = record["baseline"]["meter"]["phases"][2]["peak_ram_gib"], "generate"
+    if record["steps"] > 2:  # fewer call one expert only
+        assert one.ram[moment] - PROCESS_GIB + alone == pytest.approx(max(ram.values()), rel=0.1)
 
 
 def test_the_runs_are_shown_side_by_side():
-    rows = {row[0]: dict(zip(sliced_table().columns, row, strict=True)) for row in sliced_table().rows}
-    famous = rows["A14B Q4 1280x720x81"]
-    assert (famous["cap, GiB"], famous["latents"], famous["x baseline"]) == ("4", "equal", "1.08")
-    assert "off by" in rows["SVD XT 1024x576x25"]["latents"]
+    rows = {(row[0], row[2]): dict(zip(sliced_table().columns, row, strict=True)) for row in sliced_table().rows}
+    famous = rows["A14B Q4 1280x720x81", "group_leaf"]
+    assert (famous["cap, GiB"], famous["latents"], famous["x baseline"]) == ("4", "equal", "1.07")
+    lean = rows["A14B Q4 1280x720x81", "group_block, less pinned"]
+    assert float(lean["RAM, GiB"]) < 12.5 and lean["latents"] == "equal"
+    assert "off by" in rows["SVD XT 1024x576x25", "group_block"]["latents"]
 
 
 def test_the_picture_of_the_largest_videos_is_of_its_record_and_of_todays_forecast():

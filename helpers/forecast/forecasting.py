@@ -170,6 +170,7 @@ def _forecast(work: _Work, offload: str, options: _Options) -> Forecast:
         ram=ram_gib(
             arch, placement, work.steps.request, options.low_cpu_mem_usage, options.decode_alone,
             work.recordings["decode"].tape.ram_peak, options.encode, _is_mapped(work),
+            bool(later),
         ),  # fmt: skip
         moved_gib=placement.travel(denoise).to_gpu / GIB,
         tflops=float(denoise.flops.sum()) / 1e12,

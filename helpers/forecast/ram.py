@@ -25,6 +25,7 @@ def ram_gib(
     decoding: int = 0,
     encode: str = "fp32",
     mapped: bool = False,
+    in_turn: bool = False,
 ) -> dict[str, float]:
     """GiB of RAM at each moment of a lesson, by the moment's name.
 
@@ -35,6 +36,7 @@ def ram_gib(
         decoding: Bytes of the pieces that decoding sends to RAM, and of joining them there.
         mapped: Whether the files hold the denoisers as they are loaded, so that they take RAM only once they are
             pinned.
+        in_turn: Whether a second expert is loaded when the first has done its steps.
     """
     encoder = 0
     if arch.text_encoder and encode == "fp32":
@@ -45,7 +47,10 @@ def ram_gib(
         run = 0
     elif placement.offload.startswith("group"):
         load, run = _group_offload(placement, weights, low_cpu_mem_usage)
-        load = run if mapped and placement.use_stream and not low_cpu_mem_usage else load
+        if placement.use_stream and not low_cpu_mem_usage:
+            # PyTorch keeps the pinned memory of an expert that is dropped, and pins the next one there.
+            swap = max(map(_bytes, placement.components.values())) if in_turn else 0
+            load = run if mapped else max(load, run + swap)
     frames = request.num_frames * request.height * request.width * FRAME_BYTES
     moments = {"encode the prompt": encoder} if arch.text_encoder else {}
     moments |= {
