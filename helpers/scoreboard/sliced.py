@@ -33,8 +33,9 @@ def _cells(record: dict) -> tuple[str, ...]:
     step, baseline = record["step_seconds"], record["resident_step_seconds"]
     # The UNet of Stable Video Diffusion has no slices of tokens, but of its batch.
     entries = record["model"] == "svd_xt"
+    mode = record["offload"] + ", less pinned" * record["low_cpu_mem_usage"]
     return (
-        Row("", *size, "", "").set_up, f"{record['vram_cap_gib']:g}", record["offload"] + ", less pinned" * record["low_cpu_mem_usage"],
+        Row("", *size, "", "").set_up, f"{record['vram_cap_gib']:g}", mode,
         "one entry of the batch" if entries else f"{record['slice_tokens']:,}",
         _figure(record["peak_allocated_gib"]), _figure(record["forecast"]["peak_vram_gib"]),
         _figure(record["peak_ram_gib"], 1), _figure(step), _figure(step / baseline if baseline else None),
