@@ -171,7 +171,7 @@ def test_what_no_mode_fits_may_fit_in_slices_and_with_little_ram(capsys):
     assert plan("wan22_i2v_a14b", vram_budget_gb=2.6, grow=False, **size).best is None
     way = find_way("wan22_i2v_a14b", vram_budget_gb=3, ram_budget_gb=13, **size)
     assert set(way.options) == {"slice_tokens", "encode", "one_expert_at_a_time", "low_cpu_mem_usage"}
-    assert way.forecast.fits(3, 13) and way.forecast.offload == "group_block" and "encode=layer_by_layer" in way.text
+    assert way.forecast.fits(3, 13) and way.forecast.offload == "group_leaf" and "encode=layer_by_layer" in way.text
     plain = find_way("wan22_i2v_a14b", vram_budget_gb=12, ram_budget_gb=22, **size)
     assert "slice_tokens" not in plain.options, "what lowers RAM is tried before slices"
     assert find_way("wan22_i2v_a14b", vram_budget_gb=0.6, **size) is None

@@ -31,7 +31,10 @@ NEEDED = {
     "vae/config.json",
     VAE,
 }
-SMALL = {"weights": "pretrained", "width": 160, "height": 96, "num_frames": 17, "steps": 2, "guidance_scale": 1}
+SMALL = {
+    "weights": "pretrained", "width": 160, "height": 96, "num_frames": 17, "steps": 2, "guidance_scale": 1,
+    "compare": False,
+}  # fmt: skip
 # The lesson's cells that load something, and what these need. The rest makes pictures and takes most of the time.
 LOADING = (
     "setup parameters check cap download clip fit load-text-encoder encode-prompt load call context"

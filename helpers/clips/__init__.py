@@ -21,6 +21,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "reading": ("continuation_truth", "read", "shown_size"),
     "fitting": ("FITS", "fit", "unfit"),
     "resampling": ("WAYS", "at_rate", "resample"),
+    "drift": ("Drift", "Looks"),
     "joining": ("Seam", "carry_detail", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
     "extending": ("ORIGINALS", "Extended", "extend"),
     "video.sound": ("AFTERWARDS",),

@@ -9,7 +9,6 @@ from diffusers.hooks import apply_group_offloading
 
 from helpers.measure.memory import release
 from helpers.models.architecture import DENOISERS
-from helpers.models.experts import InTurn
 
 
 def offload_sequentially(pipe, device):
@@ -23,26 +22,16 @@ def offload_sequentially(pipe, device):
 
 
 def offload_in_groups(pipe, offload_type, device, low_cpu_mem_usage=False):
-    """Group offload: denoisers arrive in groups; other components arrive whole, and leave when a denoiser runs.
-
-    An expert that is loaded only when it is called (`helpers.models.in_turn`) is offloaded then.
-    """
+    """Group offload: denoisers arrive in groups; other components arrive whole, and leave when a denoiser runs."""
     modules = {name: one for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
     denoisers = [one for name, one in modules.items() if name in DENOISERS]
     hooks = [cpu_offload_with_hook(one, torch.device(device))[1] for one in modules.values() if one not in denoisers]
-
-    def in_groups(denoiser):
+    for denoiser in denoisers:
         apply_group_offloading(
             denoiser, onload_device=torch.device(device), offload_device=torch.device("cpu"),
             offload_type=offload_type, num_blocks_per_group=1, use_stream=device == "cuda",
             record_stream=device == "cuda", low_cpu_mem_usage=low_cpu_mem_usage,
         )
-        release()  # pinning copied the weights: return the memory of the originals
-
-    for denoiser in denoisers:
         for hook in hooks:
             denoiser.register_forward_pre_hook(lambda *_, hook=hook: hook.offload())
-        if isinstance(denoiser, InTurn):
-            denoiser.when_loaded(in_groups)
-        else:
-            in_groups(denoiser)
+        release()  # pinning copied the weights: return the memory of the originals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from helpers.lesson.parameters import Settings
 from helpers.measure.comparison import ModeRun
 from helpers.measure.memory import release
 from helpers.measure.meter import VRAMMeter
+from helpers.models.experts import InTurn
 from helpers.slices.slicing import slice_activations
 
 
@@ -55,6 +57,9 @@ def preparing(
         pipe = load(**options)
         pipe.set_progress_bar_config(disable=True)  # the meter shows the progress
         slice_activations(pipe, slice_tokens)
+        for component in pipe.components.values():
+            if isinstance(component, InTurn):  # an expert that is loaded only when it is called
+                component.when_loaded(lambda expert: modes[mode](SimpleNamespace(components={"transformer": expert})))
         modes[mode](pipe)
         return pipe
 

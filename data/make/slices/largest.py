@@ -4,7 +4,7 @@ python -m data.make.slices.largest          # some minutes
 python -m data.make.slices.largest --draw   # only the picture
 
 Wan2.2 A14B in Q4_K_M, leaves streamed, slices of 2,048 tokens, lean decoding. The peak grows in a straight line with
-the frames, so two forecasts give a first answer, and a third checks it.
+the frames, so two forecasts give a first answer, and a few more correct it.
 """
 
 import json
@@ -34,12 +34,12 @@ def most_frames(card: int, size: tuple[int, int], short: float, long: float) -> 
     """The largest number of frames that fits, and its peak in GiB; `short` and `long` are the peaks of 41 and 161."""
     budget, slope = card - CONTEXT_GIB, (long - short) / 30  # GiB for 4 more frames
     frames = min(MOST_FRAMES, 41 + 4 * int((budget - short) // slope))
-    while frames >= 5:
-        found = peak(size, frames)
-        if found <= budget:
-            return frames, found
+    while frames > 5 and peak(size, frames) > budget:
         frames -= 4
-    return None
+    while frames < MOST_FRAMES and peak(size, frames + 4) <= budget:
+        frames += 4
+    found = peak(size, frames)
+    return (frames, found) if found <= budget else None
 
 
 def main() -> None:
