@@ -259,7 +259,8 @@ def test_after_a_crash_the_rerun_skips_what_is_finished(tmp_path):
     cells = CELLS["01_ltx_video"] + " generate decode"
     path, out = notebook_of("01_ltx_video", cells, tmp_path), tmp_path / "out"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    first = subprocess.Popen(command(path, out, steps=100_000, compare=False), env=env, cwd=ROOT, stderr=subprocess.PIPE)
+    endless = command(path, out, steps=100_000, compare=False)
+    first = subprocess.Popen(endless, env=env, cwd=ROOT, stderr=subprocess.PIPE)
     until(lambda: started_generating(out))
     processes = [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]
     for process in reversed(processes):
