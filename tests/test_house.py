@@ -14,7 +14,7 @@ ROWS = [
     {"units", "files", "faces"},
     {"charts"},
     {"clips", "models", "measure", "run_lesson", "slices"},
-    {"forecast", "lesson"},
+    {"forecast", "lesson", "hops"},
     {"scoreboard"},
 ]
 ROW_OF = {wing: number for number, row in enumerate(ROWS) for wing in row}

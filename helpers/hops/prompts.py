@@ -1,0 +1,21 @@
+"""One prompt for each hop."""
+
+from __future__ import annotations
+
+from helpers.hops.store import HopError
+
+BETWEEN = "|"
+
+
+def prompt_of_each_hop(prompt: str, hops: int) -> list[str]:
+    """The prompts of all hops, from one text with `|` between them; the last one goes on.
+
+    Raises:
+        HopError: If there are more prompts than hops, or if one of several is empty.
+    """
+    prompts = [one.strip() for one in prompt.split(BETWEEN)]
+    if len(prompts) > hops:
+        raise HopError(f"{len(prompts)} prompts for {hops} hops: give at most {hops}, or more seconds.")
+    if len(prompts) > 1 and not all(prompts):
+        raise HopError(f"prompt={prompt!r}: between two {BETWEEN} there is nothing; say what happens in each hop.")
+    return prompts + prompts[-1:] * (hops - len(prompts))

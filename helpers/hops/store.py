@@ -1,0 +1,126 @@
+"""The hops of one run on disk, so that a run that was stopped goes on with the hop that is missing.
+
+RAM and VRAM do not grow with the number of hops, because frames are read back from disk, some at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.files import replacing
+
+PIECE = 8  # frames
+
+
+class HopError(ValueError):
+    """Hops that do not belong together, or a number of frames or prompts that cannot be; the message says more."""
+
+
+class Hops:
+    """The hops in a folder: latents, frames and notes of each, which count once the frames are complete.
+
+    Args:
+        folder: Where they lie. It is created with the first hop.
+        made_from: What all hops depend on, as JSON can hold it: the weights, the clip, size, steps.
+
+    Raises:
+        HopError: If the folder holds hops that were made from something else. Nothing is overwritten.
+    """
+
+    def __init__(self, folder: str | Path, **made_from: Any) -> None:
+        self.folder, self.made_from = Path(folder), json.loads(json.dumps(made_from))
+        self._check(self.folder / "hops.json", self.made_from, "it holds hops")
+
+    def __len__(self) -> int:
+        """How many hops are finished, without a gap."""
+        number = 0
+        while self._path(number, "frames.npy").exists():
+            number += 1
+        return number
+
+    def _path(self, number: int, name: str) -> Path:
+        return self.folder / f"{number + 1:03d}_{name}"
+
+    def _check(self, path: Path, expected: dict, what: str) -> None:
+        if not path.exists():
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name in expected:
+            if found.get(name) != expected[name]:
+                raise HopError(
+                    f"{self.folder}: {what} made with {name}={found.get(name)!r}, and this run has {expected[name]!r}. "
+                    "Choose another out_dir, or delete this folder."
+                )
+
+    def check(self, number: int, **depends_on: Any) -> None:
+        """Raise a HopError if a finished hop was made from something else than this run would make it from."""
+        what = f"its hop {number + 1} was"
+        self._check(self._path(number, "notes.json"), json.loads(json.dumps(depends_on)), what)
+
+    def save_latents(self, number: int, latents: torch.Tensor) -> None:
+        """Save a hop's latents, before they are decoded."""
+        with replacing(self._path(number, "latents.safetensors")) as temporary:
+            save_file({"latents": latents.detach().cpu().contiguous()}, temporary)
+
+    def latents(self, number: int) -> torch.Tensor | None:
+        """A hop's latents on the CPU, or `None` if there are none."""
+        path = self._path(number, "latents.safetensors")
+        return load_file(path)["latents"] if path.exists() else None
+
+    def add(self, number: int, frames: np.ndarray, **notes: Any) -> None:
+        """Save what ends a hop: its new frames, `np.uint8` [T, H, W, 3], and notes that JSON can hold.
+
+        Raises:
+            HopError: If the hop before it is missing, or if there are no frames.
+            OSError: If the disk is full.
+        """
+        if number != len(self):
+            raise HopError(f"hop {number + 1} cannot follow: {len(self)} hops are finished.")
+        if not len(frames):
+            raise HopError(f"hop {number + 1} has no frames.")
+        every = self.folder / "hops.json"
+        if not every.exists():
+            with replacing(every) as temporary:
+                temporary.write_text(json.dumps(self.made_from), encoding="utf-8")
+        with replacing(self._path(number, "notes.json")) as temporary:
+            temporary.write_text(json.dumps(notes), encoding="utf-8")
+        with replacing(self._path(number, "frames.npy")) as temporary:  # the last file: with it the hop is finished
+            np.save(temporary, frames)
+
+    def notes(self, number: int) -> dict[str, Any]:
+        """What was noted of a finished hop."""
+        return json.loads(self._path(number, "notes.json").read_text(encoding="utf-8"))
+
+    def frames(self, number: int) -> np.ndarray:
+        """The frames of a finished hop, mapped from disk."""
+        return np.load(self._path(number, "frames.npy"), mmap_mode="r")
+
+    def last(self, count: int, before: np.ndarray) -> np.ndarray:
+        """The last `count` frames, of the finished hops and, where these are fewer, of the frames before them.
+
+        Raises:
+            HopError: If there are fewer than `count` in all.
+        """
+        parts, missing = [], count
+        for number in reversed(range(len(self))):
+            if missing <= 0:
+                break
+            parts.insert(0, np.array(self.frames(number)[-missing:]))
+            missing -= len(parts[0])
+        if missing > len(before):
+            raise HopError(f"{count} frames of context: there are {count - missing + len(before)}; take fewer.")
+        return np.concatenate([before[len(before) - missing :], *parts]) if missing > 0 else np.concatenate(parts)
+
+    def pieces(self, count: int = PIECE) -> Iterator[np.ndarray]:
+        """All frames in order, at most `count` at a time."""
+        for number in range(len(self)):
+            frames = self.frames(number)
+            for begin in range(0, len(frames), count):
+                yield np.array(frames[begin : begin + count])
