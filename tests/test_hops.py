@@ -1,9 +1,13 @@
 """Hops on disk, a prompt for each, and what a video loses while it goes on."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from data.make.measurements import drift
 from helpers import clips
 from helpers.hops import HopError, Hops, prompt_of_each_hop
 
@@ -81,3 +85,27 @@ def test_looks_say_what_fades():
     assert np.isclose(still.last["lightness"], 0.504, atol=0.01), "Oklab's lightness of this grey"
     with pytest.raises(ValueError, match="3 frames: drift needs at least 4"):
         clips.Looks().add(grey[:3]).drift()
+
+
+@pytest.mark.slow
+@pytest.mark.make
+def test_the_command_that_measures_drift_continues_clips_in_each_way(tmp_path, capsys):
+    sheet = tmp_path / "hops.png"
+    words = "ltx_video --clips 1 --hops 1 --steps 1 --ways last_frame several --json".split()
+    assert drift.main([*words, "--sheet", str(sheet)]) is None
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lists = {"psnr", "moving_psnr", "contrast", "saturation", "sharpness", "seam_over_usual"}
+    assert lists | {f"{name}_last_frame" for name in lists} | {"psnr_freeze"} <= set(result)
+    assert all(len(result[name]) == 1 and np.isfinite(result[name]).all() for name in lists)
+    assert result["contrast"][0] == result["sharpness_last_frame"][0] == 1 and result["best"] == "several"
+    assert 0 <= result["beats_freeze"] <= 1 and 0 <= result["right_beats_wrong"] <= 1
+    with Image.open(sheet) as picture:
+        assert picture.size == (2 * 288, 2 * 160), "the clip's last frame and the end of each hop, in two ways"
+
+
+def test_a_still_way_has_the_figures_of_a_still():
+    ramp = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, 2)
+    true = np.stack([ramp + 30 * number for number in range(4)]).astype(np.uint8)
+    still = np.repeat(true[:1], 4, axis=0)
+    figures = drift.figures(still, true, true[0], hops=2)
+    assert figures["psnr"] == figures["psnr_freeze"] and figures["seam_over_usual"][0] == 0

@@ -89,7 +89,7 @@ def figures(new: np.ndarray, true: np.ndarray, last: np.ndarray, hops: int) -> d
             "psnr_freeze": psnr(frozen.expand_as(follows[part]), follows[part]),
             "seam_over_usual": steps[0] / max(statistics.median(steps[1:]), 1e-6),
         }
-        one |= {name: mean[name] / first[name] for name in RATIOS}
+        one |= {name: mean[name] / max(first[name], 1e-9) for name in RATIOS}
         for name, value in one.items():
             rows.setdefault(name, []).append(value)
     return rows
@@ -118,7 +118,6 @@ def measure(
                 pictures.append(np.concatenate([past[-1], *new[each - 1 :: each]], axis=1))
         astray = go_on(continuer, family, ways[-1], past, other, count, steps, i)
         wrong.append(figures(astray, true, past[-1], hops))
-        print(f"clip {i + 1} of {clips}: {time.perf_counter() - began:.0f} s", flush=True) if sheet else None
     result: dict = {}
     for way, rows in by_way.items():
         suffix = "" if way == ways[-1] else f"_{way}"
@@ -140,7 +139,7 @@ def measure(
     return result
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help=f"one of {', '.join(MODELS)}")
     parser.add_argument("--folder", type=Path, help="the checkpoint (default: data/miniatures/MODEL)")
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="the last one is the best (default: all that it can)")
     parser.add_argument("--sheet", type=Path, help="PNG file for the end of each hop of the first clips, a row per way")
     parser.add_argument("--json", action="store_true", help="print a single JSON object")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     folder = args.folder or ROOT / "data" / "miniatures" / args.model
     steps = args.steps or MODELS[args.model].defaults["miniature"].steps
     ways = args.ways or [way for way in WAYS if way != "several" or family_of(args.model).context > 1]
