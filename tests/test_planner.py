@@ -162,7 +162,9 @@ def test_the_command_line_judges(capsys):
     assert set(printed["verdict"]) == keys and printed["verdict"]["options"] == {}
     assert (printed["model"], printed["width"], printed["gpu"]) == ("ltx_video", 256, "RTX 4070 Ti")
     assert main(["ltx_video", *size, "--vram", "0.6"]) == 0
-    assert "It does not fit: no mode fits" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "It does not fit: no mode fits" in said
+    assert "The most frugal way, group_leaf with slice_tokens=1024, low_cpu_mem_usage, encode=layer_by_layer," in said
     assert main(["ltx_video", *size, "--json"]) == 0 and "verdict" not in json.loads(capsys.readouterr().out)
 
 

@@ -118,7 +118,7 @@ def test_every_mode_bears_slices_and_copies_each_layers_weights_once(named, offl
     OFFLOADS[offload](pipe)
     assert (latents_of(name, pipe, steps=1) - latents_of(name, usual, steps=1)).abs().max() <= 1e-5
     assert set(calls.values()) == {calls[""]} and (len(calls) > 20 or name == "svd_xt"), calls
-    with pytest.raises(SliceError, match="is offloaded already: slice it first"):
+    with pytest.raises(SliceError, match="is offloaded already: slice a fresh one"):
         slices.slice_activations(pipe, None)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
-from helpers.forecast.planner import Verdict, find_way
+from helpers.forecast.planner import SLICES, Verdict, Way, find_way
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError
@@ -80,8 +80,27 @@ def main(arguments: list[str] | None = None) -> int:
         if way:
             print(way.how)
         elif short:
-            print("Slices and the ways to save RAM were tried, too: take fewer frames or a smaller size.")
+            least = _most_frugal(args.checkpoint, options)
+            needs = f"{least.forecast.needs_vram_gib:.1f} GiB of VRAM and {least.forecast.needs_ram_gib:.1f} of RAM"
+            print(f"The most frugal way, {least.forecast.offload} with {least.text},")
+            print(f"needs {needs}, CUDA's own half GiB and 10 % of RAM for safety included.")
+            print("Take fewer frames or a smaller size.")
     return 0
+
+
+def _most_frugal(checkpoint: str, options: dict) -> Way:
+    """Everything that saves memory for this model, switched on."""
+    arch = architecture(checkpoint, options["quantization"])
+    savings: dict[str, object] = {"slice_tokens": min(filter(None, SLICES)), "low_cpu_mem_usage": True}
+    if arch.text_encoder:
+        savings["encode"] = "layer_by_layer"
+    if len(arch.denoisers) > 1:
+        savings["one_expert_at_a_time"] = True
+    if arch.family == "StableVideoDiffusion":
+        savings["decode_chunk_size"] = 1
+    if options["modes"] == OFFLOAD_MODES:
+        options = options | {"modes": ("group_leaf",)}
+    return Way(forecasts(checkpoint, **options | savings).first, savings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,16 +137,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
     return value
 
 
 def _positive_int(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, at least 1")
+    return int(text)
 
 
 def _refuse_useless(args: argparse.Namespace) -> None:

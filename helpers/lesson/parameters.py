@@ -125,8 +125,8 @@ class Settings:
         return {"checkpoint": self.checkpoint.local_folder(), **size, "guidance": self.guidance, **kept}
 
     def compares(self, mode: str) -> bool:
-        """Whether the lesson takes two steps in this mode: in all of them, or only in the one of the final run."""
-        return self.compare and not self.one_expert_at_a_time or mode == self.offload
+        """Whether the lesson takes two steps in this mode: in all, or with `compare=False` in that of the final run."""
+        return self.compare or mode == self.offload
 
     @property
     def is_unknown_world(self) -> bool:
@@ -251,6 +251,7 @@ def resolve(model_name: str, parameters: Mapping[str, Any]) -> Settings:
         name: values.switch(problems, name, parameters.get(name, usual))
         for name, usual in (("one_expert_at_a_time", False), ("low_cpu_mem_usage", False), ("compare", True))
     }
+    switches["compare"] = switches["compare"] and not switches["one_expert_at_a_time"]  # most modes hold both
     if switches["one_expert_at_a_time"] and offload in OFFLOAD_MODES and not offload.startswith("group"):
         problems.append(f"one_expert_at_a_time does not go with offload={offload!r}; nearest: 'group_leaf'.")
     budgets = {

@@ -74,7 +74,7 @@ def measure_mode(mode, prepare, denoise, forecasts, settings, runs):
     With `compare=False` only the mode of the final run is measured.
     """
     if not settings.compares(mode):
-        return
+        return print(f"{mode}: left out, only {settings.offload} is measured")
     budget_gb = settings.vram_budget_gb
     cap_vram(None if mode == "none" else budget_gb)
     expected, advice = forecasts[mode].denoising_peak_gib, forecasts.advice(mode, budget_gb)
@@ -86,7 +86,7 @@ def measure_mode(mode, prepare, denoise, forecasts, settings, runs):
         latents, step_seconds = denoise(pipe, steps=2)
     del pipe
     release()
-    baseline = next((run.latents for run in runs if run.latents is not None), latents)
+    baseline = next((run.latents for run in runs if run.latents is not None), latents if settings.compare else None)
     runs.append(ModeRun.from_meter(
         mode, meter, phase="denoise", step_seconds=step_seconds, latents=latents, baseline=baseline,
     ))

@@ -109,7 +109,7 @@ def _check(denoiser: torch.nn.Module) -> None:
         raise SliceError(f"{name} has a cache, which compares whole sequences: call its disable_cache() first.")
     for module in denoiser.modules():
         if is_hooked(module):
-            raise SliceError(f"{name} is offloaded already: slice it first, then switch on the offload mode.")
+            raise SliceError(f"{name} is offloaded already: slice a fresh one, then switch on the offload mode.")
         if getattr(module, "fused_projections", False):
             raise SliceError(f"{name} has fused projections: undo them first.")
         if getattr(module, "add_k_proj", None) is not None:
