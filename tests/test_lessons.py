@@ -178,9 +178,11 @@ def test_every_mode_gives_the_plain_runs_latents(executed, lesson, run):
         if mode["offload"] == "sequential" and lesson.endswith("gguf"):
             assert mode["failed"] == "KeyError: None" and mode["latents_difference"] is None
             continue
-        assert mode["latents_difference"] <= 1e-5 and mode["latents_equal"] and not mode["failed"], mode["offload"]
+        if expected == MODES:
+            assert mode["latents_difference"] <= 1e-5 and mode["latents_equal"], mode["offload"]
+        assert not mode["failed"], mode["offload"]
         assert mode["peak_ram_gib"] > 0.1 and mode["step_seconds"] > 0
-    assert set(RECORD_KEYS) <= set(record) and record["latents_equal"] is True
+    assert set(RECORD_KEYS) <= set(record) and record["latents_equal"] is (True if expected == MODES else None)
     default = "group_leaf" if lesson.startswith(("02", "03", "05")) else "model"
     assert record["offload"] == given.get("offload", default)
 
