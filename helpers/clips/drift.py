@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.clips.joining import laplacian
 from helpers.clips.oklab import oklab
 
 MEASURES = ("lightness", "green_red", "blue_yellow", "lightness_spread", "green_red_spread", "blue_yellow_spread",
@@ -44,11 +45,10 @@ class Looks:
         """Measure more frames, `np.uint8` [T, H, W, 3], which follow those before."""
         for frame in frames:
             lab, grey = oklab(frame).reshape(-1, 3), frame.astype(np.float32).mean(axis=-1)
-            around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
             motion = np.nan if self._last is None else np.abs(frame.astype(np.int16) - self._last).mean()
             numbers = (
                 *lab.mean(0), *lab.std(0), np.hypot(lab[:, 1], lab[:, 2]).mean(), grey.std(),
-                np.abs(around - 4 * grey[1:-1, 1:-1]).mean(), motion,
+                np.abs(laplacian(grey)).mean(), motion,
             )  # fmt: skip
             self.rows.append(tuple(map(float, numbers)))
             self._last = frame

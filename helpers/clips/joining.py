@@ -107,13 +107,14 @@ def sharpness_kept(before: np.ndarray, after: np.ndarray) -> float:
     Args:
         before, after: `np.uint8` [H, W, 3] of the same size.
     """
+    frames = (frame.astype(np.float32).mean(axis=-1) for frame in (before, after))
+    sharp_before, sharp_after = (float(laplacian(grey).std()) for grey in frames)
+    return sharp_after / max(sharp_before, 1e-6)
 
-    def detail(frame: np.ndarray) -> float:
-        grey = frame.astype(np.float32).mean(axis=-1)
-        around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-        return float((around - 4 * grey[1:-1, 1:-1]).std())
 
-    return detail(after) / max(detail(before), 1e-6)
+def laplacian(grey: np.ndarray) -> np.ndarray:
+    """How much each inner pixel of a grey picture [H, W] differs from the four around it, times four."""
+    return grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

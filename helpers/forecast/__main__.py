@@ -10,7 +10,7 @@ from dataclasses import asdict
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
-from helpers.forecast.planner import SLICES, Verdict, Way, find_way
+from helpers.forecast.planner import SLICES, Verdict, Way, find_way, ram_savings
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError
@@ -91,11 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _most_frugal(checkpoint: str, options: dict) -> Way:
     """Everything that saves memory for this model, switched on."""
     arch = architecture(checkpoint, options["quantization"])
-    savings: dict[str, object] = {"slice_tokens": min(filter(None, SLICES)), "low_cpu_mem_usage": True}
-    if arch.text_encoder:
-        savings["encode"] = "layer_by_layer"
-    if len(arch.denoisers) > 1:
-        savings["one_expert_at_a_time"] = True
+    savings = {"slice_tokens": min(filter(None, SLICES)), "low_cpu_mem_usage": True} | ram_savings(arch)[-1]
     if arch.family == "StableVideoDiffusion":
         savings["decode_chunk_size"] = 1
     if options["modes"] == OFFLOAD_MODES:

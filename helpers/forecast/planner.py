@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
 from helpers.forecast.stage import STAGES
+from helpers.models.architecture import Architecture
 from helpers.models.catalogue import MODELS
 
 SLICES = (None, 8192, 4096, 2048, 1024)  # tokens at a time, the fastest first
@@ -131,15 +133,10 @@ def find_way(
 ) -> Way | None:
     """The fastest way to fit the budgets with slices and with less RAM, or `None`; the plain modes are not tried.
 
-    `options` are those of `forecasts`, the size among them. What lowers RAM is tried in the order of `savings`.
+    `options` are those of `forecasts`, the size among them. What lowers RAM is tried in the order of `ram_savings`.
     """
     arch = architecture(checkpoint, options.get("quantization"), options.get("dtype"))
-    savings: list[dict[str, object]] = [{}]
-    if ram_budget_gb is not None:
-        steps = [{"encode": "layer_by_layer"}] if arch.text_encoder else []
-        steps += [{"one_expert_at_a_time": True}] if len(arch.denoisers) > 1 else []
-        for step in (*steps, {"low_cpu_mem_usage": True}):
-            savings.append(savings[-1] | step)
+    savings = [{}] if ram_budget_gb is None else ram_savings(arch)
     chunks: list[dict[str, object]] = [{}]
     if arch.family == "StableVideoDiffusion" and "decode_chunk_size" not in options:
         chunks += [{"decode_chunk_size": frames} for frames in (4, 2, 1)]
@@ -155,6 +152,13 @@ def find_way(
             if best is not None:
                 return Way(best, switched)
     return None
+
+
+def ram_savings(arch: Architecture) -> list[dict[str, object]]:
+    """What lowers RAM for this model: nothing, and then one option more each time."""
+    steps = [{"encode": "layer_by_layer"}] if arch.text_encoder else []
+    steps += [{"one_expert_at_a_time": True}] if len(arch.denoisers) > 1 else []
+    return list(itertools.accumulate([*steps, {"low_cpu_mem_usage": True}], operator.or_, initial={}))
 
 
 @dataclass(frozen=True, repr=False)

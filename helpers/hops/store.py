@@ -35,7 +35,7 @@ class Hops:
     """
 
     def __init__(self, folder: str | Path, **made_from: Any) -> None:
-        self.folder, self.made_from = Path(folder), json.loads(json.dumps(made_from))
+        self.folder, self.made_from = Path(folder), made_from
         self._check(self.folder / "hops.json", self.made_from, "it holds hops")
 
     def __len__(self) -> int:
@@ -52,6 +52,7 @@ class Hops:
         if not path.exists():
             return
         found = json.loads(path.read_text(encoding="utf-8"))
+        expected = json.loads(json.dumps(expected))  # a tuple comes back as a list
         for name in expected:
             if found.get(name) != expected[name]:
                 raise HopError(
@@ -61,8 +62,7 @@ class Hops:
 
     def check(self, number: int, **depends_on: Any) -> None:
         """Raise a HopError if a finished hop was made from something else than this run would make it from."""
-        what = f"its hop {number + 1} was"
-        self._check(self._path(number, "notes.json"), json.loads(json.dumps(depends_on)), what)
+        self._check(self._path(number, "notes.json"), depends_on, f"its hop {number + 1} was")
 
     def save_latents(self, number: int, latents: torch.Tensor) -> None:
         """Save a hop's latents, before they are decoded."""

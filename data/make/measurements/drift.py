@@ -7,7 +7,7 @@ A hop is as many frames as one call makes from a single frame. Each way of going
 noise, and is compared with the frames that really follow:
 
 - "last_frame": the last frame is handed over, and nothing is corrected;
-- "matched": the same, with the colours of each hop matched to the clip's own;
+- "matched": the same, with the colours of each hop matched to the frame that was handed over;
 - "several": as many frames as the model takes are handed over, and colours are matched.
 
 All figures are medians over clips, in lists with an entry per hop: "psnr" and "moving_psnr" in dB, the latter over
@@ -19,8 +19,6 @@ names, those of the others end in the way's name.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -29,15 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.make import ROOT
 from data.make.clips.scenes import render
 from data.make.miniatures.dataset import EVALUATION_SEEDS
-from data.make.miniatures.evaluate import MOVES, cases_of, psnr
+from data.make.miniatures.evaluate import MOVES, cases_of, command_line, folder_and_steps, psnr, show
 from data.make.miniatures.families import Family, family_of
 from data.make.miniatures.families.protocol import Continuer
 from helpers.clips import Looks, match_colour
 from helpers.lesson import use_onednn
-from helpers.models import MODELS
 
 WAYS = ("last_frame", "matched", "several")
 RATIOS = ("contrast", "saturation", "sharpness")
@@ -58,7 +54,7 @@ def go_on(
 ) -> np.ndarray:
     """`count` frames that continue `past`, `np.uint8` [T, H, W, 3], hop after hop, each with noise of its own."""
     given = family.context if way == "several" else 1
-    source, new, hop = past[-1], past[:0], 0
+    new, hop = past[:0], 0
     while len(new) < count:
         seen = np.concatenate([past, new])[-given:]
         noise = 1000 * seed + hop
@@ -67,7 +63,7 @@ def go_on(
         else:
             made = pixels(continuer.from_one(floats(seen)[-1], prompt, steps, noise))
         if way != "last_frame":
-            made = match_colour(made, seen[-1] if hop else source)
+            made = match_colour(made, seen[-1])
         new, hop = np.concatenate([new, made[1:]]), hop + 1
     return new[:count]
 
@@ -140,26 +136,14 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=MODELS, metavar="MODEL", help=f"one of {', '.join(MODELS)}")
-    parser.add_argument("--folder", type=Path, help="the checkpoint (default: data/miniatures/MODEL)")
-    parser.add_argument("--clips", type=int, default=24, help="clips to continue (default: %(default)s)")
+    sheet = "the end of each hop of the first clips, a row per way"
+    parser = command_line(__doc__.splitlines()[0], 24, sheet)
     parser.add_argument("--hops", type=int, default=5, help="how often each is continued (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="selects the clips (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: those of the miniature)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="the last one is the best (default: all that it can)")
-    parser.add_argument("--sheet", type=Path, help="PNG file for the end of each hop of the first clips, a row per way")
-    parser.add_argument("--json", action="store_true", help="print a single JSON object")
     args = parser.parse_args(argv)
-    folder = args.folder or ROOT / "data" / "miniatures" / args.model
-    steps = args.steps or MODELS[args.model].defaults["miniature"].steps
+    folder, steps = folder_and_steps(args)
     ways = args.ways or [way for way in WAYS if way != "several" or family_of(args.model).context > 1]
-    result = measure(args.model, folder, args.clips, args.hops, args.seed, steps, ways, args.sheet)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key:28s} {value}")
+    show(measure(args.model, folder, args.clips, args.hops, args.seed, steps, ways, args.sheet), args.json)
 
 
 if __name__ == "__main__":

@@ -187,25 +187,40 @@ def evaluate_clip(
     return row, video[0, context - 1 :], generated
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command_line(summary: str, clips: int, sheet: str) -> argparse.ArgumentParser:
+    """The options of a command that measures a miniature on a number of clips; `sheet` says what its picture shows."""
+    parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help=f"one of {', '.join(MODELS)}")
     parser.add_argument("--folder", type=Path, help="the checkpoint (default: data/miniatures/MODEL)")
-    parser.add_argument("--clips", type=int, default=48, help="clips to continue (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=clips, help="clips to continue (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="selects the clips (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: those of the miniature)")
-    parser.add_argument("--sheet", type=Path, help="PNG file for the truth and the continuation of the first clips")
+    parser.add_argument("--sheet", type=Path, help=f"PNG file for {sheet}")
     parser.add_argument("--json", action="store_true", help="print a single JSON object")
-    args = parser.parse_args()
+    return parser
+
+
+def folder_and_steps(args: argparse.Namespace) -> tuple[Path, int]:
+    """What the options say, or the shipped miniature and its own number of steps."""
     folder = args.folder or ROOT / "data" / "miniatures" / args.model
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    steps = args.steps or MODELS[args.model].defaults["miniature"].steps
-    result = evaluate(args.model, folder, args.clips, args.seed, steps, device, args.sheet)
-    if args.json:
+    return folder, args.steps or MODELS[args.model].defaults["miniature"].steps
+
+
+def show(result: dict, as_json: bool) -> None:
+    """Print the figures, as one JSON object or a line each."""
+    if as_json:
         print(json.dumps(result))
     else:
         for key, value in result.items():
             print(f"{key:28s} {value}")
+
+
+def main() -> None:
+    sheet = "the truth and the continuation of the first clips"
+    args = command_line(__doc__.splitlines()[0], 48, sheet).parse_args()
+    folder, steps = folder_and_steps(args)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    show(evaluate(args.model, folder, args.clips, args.seed, steps, device, args.sheet), args.json)
 
 
 if __name__ == "__main__":
