@@ -174,6 +174,8 @@ def test_what_no_mode_fits_may_fit_in_slices_and_with_little_ram(capsys):
     way = find_way("wan22_i2v_a14b", vram_budget_gb=3, ram_budget_gb=13, **size)
     assert set(way.options) == {"slice_tokens", "encode", "one_expert_at_a_time", "low_cpu_mem_usage"}
     assert way.forecast.fits(3, 13) and way.forecast.offload == "group_leaf" and "encode=layer_by_layer" in way.text
+    roomy = find_way("wan22_i2v_a14b", vram_budget_gb=24, ram_budget_gb=17, **size)
+    assert "one_expert_at_a_time" not in roomy.options or roomy.forecast.offload.startswith("group"), "as in lesson 03"
     plain = find_way("wan22_i2v_a14b", vram_budget_gb=12, ram_budget_gb=22, **size)
     assert "slice_tokens" not in plain.options, "what lowers RAM is tried before slices"
     assert find_way("wan22_i2v_a14b", vram_budget_gb=0.6, **size) is None

@@ -145,11 +145,10 @@ def find_way(
         sliced = {} if slice_tokens is None else {"slice_tokens": slice_tokens}
         for chunk, saving in itertools.product(chunks, savings):
             switched = sliced | chunk | saving
-            if not switched:
-                continue
-            every = forecasts(checkpoint, **(options | switched))
-            best = every.fastest(vram_budget_gb, ram_budget_gb)
-            if best is not None:
+            every = forecasts(checkpoint, **(options | switched)) if switched else Forecasts({})
+            if "one_expert_at_a_time" in saving:  # lessons hold one expert in the group modes only
+                every = Forecasts({mode: one for mode, one in every.items() if mode.startswith("group")})
+            if (best := every.fastest(vram_budget_gb, ram_budget_gb)) is not None:
                 return Way(best, switched)
     return None
 

@@ -190,14 +190,14 @@ class Forecasts(ShownAsTable, Mapping):
         Of modes within 1 %, it is one that copies nothing during a step, and else the one that needs least VRAM.
         """
         fitting = [one for one in self.values() if one.fits(vram_budget_gb, ram_budget_gb)]
-        if self.first.step_seconds is None:
+        if not fitting or self.first.step_seconds is None:
             return min(fitting, key=lambda one: FASTEST_FIRST.index(one.offload), default=None)
 
         def order(one: Forecast) -> tuple:
             copies = one.offload not in ("none", "model")
             return round(one.slowdown, 2), copies, one.peak_vram_gib if copies else FASTEST_FIRST.index(one.offload)
 
-        return min(fitting, key=order, default=None)
+        return min(fitting, key=order)
 
     def lighter(self, offload: str, vram_budget_gb: float | None = None) -> list[str]:
         """The modes to try if `offload` runs out of memory: those that need less VRAM and fit, fastest first.
