@@ -1,14 +1,41 @@
 """The three machines: each function draws one of them, at every moment of a clip.
 
 They share one signature. `draw` gives the scene's random numbers; parts that never move are painted on `canvas`, the
-others on `moving`. `ground` is the ground line [B, 1, 1, 1] and `earth` its colour [B, 1, 3, 1, 1]; `action` [B] is the
-index of each scene's action. `speed` [B, 1, 1, 1] scales `time`, the seconds since the action began; `idle` are the
-seconds since the machine stopped, 0 while it works.
+others on `moving`. `ground` is the ground line [B, 1, 1, 1] and `earth` its colour [B, 1, 3, 1, 1]; `course` is what the
+machine does, one action after another. `speed` [B, 1, 1, 1] scales `time`, the seconds since the first action began;
+`idle` are the seconds since the machine stopped, 0 while it works.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action in the course of each scene.
+
+    Attributes:
+        which: [B], the action's index.
+        begin, end: [B, 1, 1, 1], in seconds since the first action began, whose `begin` is minus infinity.
+    """
+
+    which: torch.Tensor
+    begin: torch.Tensor
+    end: torch.Tensor
+
+    def are(self, count: int) -> tuple[torch.Tensor, ...]:
+        """For each of `count` actions, whether this is the one: 0 or 1, [B, 1, 1, 1]."""
+        return tuple((self.which == i).float().view(-1, 1, 1, 1) for i in range(count))
+
+    def elapsed(self, time: torch.Tensor) -> torch.Tensor:
+        """For how many seconds it has been done by `time`."""
+        return torch.minimum(time, self.end).clamp(min=0).sub(self.begin.clamp(min=0)).clamp(min=0)
+
+    def lasts(self, time: torch.Tensor) -> torch.Tensor:
+        """Whether it is being done at `time`: 0 or 1."""
+        return ((time >= self.begin) & (time < self.end)).float()
 
 
 def _cycle(keys, phase):
@@ -25,7 +52,7 @@ def _towards(start, goal, time, rate):
     return goal + (start - goal) * torch.exp(-rate * time)
 
 
-def excavator(draw, canvas, moving, ground, earth, action, speed, time, idle):
+def excavator(draw, canvas, moving, ground, earth, course, speed, time, idle):
     """An excavator that digs, raises its arm or empties its bucket."""
     paint = draw.colour([0.86, 0.56, 0.04], [0.98, 0.74, 0.16])
     other = draw.colour([0.20, 0.32, 0.20], [0.86, 0.44, 0.40])
@@ -36,20 +63,33 @@ def excavator(draw, canvas, moving, ground, earth, action, speed, time, idle):
     k = draw(0.95, 1.08)
     x0, y0 = 144 - face * draw(44, 62), ground + 20
     # arm: on the digging cycle, or on its way from there to a goal (starting low to be raised, full to be emptied)
-    dig, lift, empty = ((action == i).float().view(-1, 1, 1, 1) for i in range(3))
+    dig, lift, empty = course[0].are(3)
     phase = draw(0, 1)
     phase = dig * phase + lift * (0.18 + 0.42 * phase) + empty * (0.55 + 0.3 * phase)
-    at = phase + dig * speed * time / 4.4
-    boom = _cycle([50, 42, 29, 19, 17, 27, 44, 53], at)
-    stick = _cycle([-48, -46, -53, -72, -97, -107, -92, -63], at)
-    bucket = _cycle([-72, -80, -96, -128, -168, -200, -192, -140], at)
-    load = _cycle([0, 0, 0, 0.35, 0.8, 1, 1, 0.85], at).clamp(0, 1)
-    boom = boom + lift * (_towards(boom, 66.0, speed * time, 1.2) - boom)
-    stick = stick + lift * (_towards(stick, -40.0, speed * time, 0.9) - stick)
-    stick = stick + empty * (_towards(stick, -30.0, speed * time, 1.0) - stick)
-    bucket = bucket + empty * (_towards(bucket, -48.0, speed * time, 2.0) - bucket)
-    spill = empty * load
-    load = load * (1 - empty + empty * torch.exp(-2.2 * speed * time))
+    cycles = (
+        [50, 42, 29, 19, 17, 27, 44, 53], [-48, -46, -53, -72, -97, -107, -92, -63],
+        [-72, -80, -96, -128, -168, -200, -192, -140], [0, 0, 0, 0.35, 0.8, 1, 1, 0.85],
+    )  # fmt: skip
+    at, joints = phase, [_cycle(keys, phase) for keys in cycles]
+    digs = falls = spilling = torch.zeros_like(time)
+    for part in course:
+        dig, lift, empty = part.are(3)
+        before, ran, lasts = at, speed * part.elapsed(time), part.lasts(time)
+        at = before + dig * ran / 4.4
+        # digging pulls the arm back to its cycle, from wherever another action has left it
+        joints = [torch.where(dig > 0, _cycle(keys, at) + (joint - _cycle(keys, before)) * torch.exp(-2.5 * ran), joint)
+                  for keys, joint in zip(cycles, joints, strict=True)]  # fmt: skip
+        boom, stick, bucket, load = joints
+        load = load.clamp(0, 1)
+        boom = boom + lift * (_towards(boom, 66.0, ran, 1.2) - boom)
+        stick = stick + lift * (_towards(stick, -40.0, ran, 0.9) - stick)
+        stick = stick + empty * (_towards(stick, -30.0, ran, 1.0) - stick)
+        bucket = bucket + empty * (_towards(bucket, -48.0, ran, 2.0) - bucket)
+        digs = digs + lasts * dig
+        falls = falls + lasts * (dig * at * 6 + empty * ran / 0.75)
+        spilling = spilling + lasts * empty * (load * torch.exp(-1.6 * ran)).clamp(0, 1)
+        load = load * (1 - empty + empty * torch.exp(-2.2 * ran))
+        joints = [boom, stick, bucket, load]
 
     rad = math.pi / 180
     cos, sin = (lambda a: torch.cos(a * rad)), (lambda a: torch.sin(a * rad))
@@ -98,23 +138,23 @@ def excavator(draw, canvas, moving, ground, earth, action, speed, time, idle):
     c.circle(sx, sy, 2.4 * k, steel)
     tx, ty = at_bucket(14, 0)
     # earth falling out: while the cycle dumps, or when the action empties the bucket
-    dumping = dig * (((at % 1) - 0.84) / 0.05).clamp(0, 1) * ((1.06 - (at % 1)) / 0.06).clamp(0, 1) + (spill * torch.exp(-1.6 * speed * time)).clamp(0, 1)
+    dumping = digs * (((at % 1) - 0.84) / 0.05).clamp(0, 1) * ((1.06 - (at % 1)) / 0.06).clamp(0, 1) + spilling
     dumping = dumping * torch.exp(-2.0 * idle)
     for slot in range(5):
-        age = (dig * at * 6 + empty * speed * time / 0.75 + slot / 5 + idle / 0.75) % 1
+        age = (falls + slot / 5 + idle / 0.75) % 1
         drift = (slot % 3 - 1) * 4.0 * k
         c.circle(tx + drift, ty + 46 * age * age * k + 2, (4.2 - 0.4 * slot) * k, earth * 0.62, dumping * (1 - age))
     # the heap hides the part of the arm that is inside it
     hx = x0 + face * 80 * k
     c.paint((hx - 30, y0 - 12, hx + 30, y0 + 19), lambda x, y: (torch.hypot((x - hx) / 28, (y - y0 - 5) / 13) - 1) * 13, earth * 0.74,
             lit=(y0, 10, 0.22))
-    dust = dig * (1 - ((((at % 1) - 0.45) / 0.17) ** 2)).clamp(0, 1) * torch.exp(-1.2 * idle)
+    dust = digs * (1 - ((((at % 1) - 0.45) / 0.17) ** 2)).clamp(0, 1) * torch.exp(-1.2 * idle)
     for slot in range(2):
         age = (at * 4 + slot / 2 + 0.5 * idle) % 1
         c.puff(hx + face * (slot * 16 - 8) * k, y0 - (5 + 10 * age) * k, (8 + 9 * age) * k, earth * 1.35, 0.55 * dust * (1 - age))
 
 
-def wheel_loader(draw, canvas, moving, ground, earth, action, speed, time, idle):
+def wheel_loader(draw, canvas, moving, ground, earth, course, speed, time, idle):
     """A wheel loader that drives, or raises or lowers its bucket."""
     paint = draw.colour([0.84, 0.50, 0.04], [0.98, 0.76, 0.18])
     dark, steel = draw.colour([0.12] * 3, [0.19] * 3), draw.colour([0.40] * 3, [0.50] * 3)
@@ -123,13 +163,17 @@ def wheel_loader(draw, canvas, moving, ground, earth, action, speed, time, idle)
     k = draw(0.95, 1.08)
     y0 = ground + 21
     phase = draw(0, 1)
-    left, right, up, down = ((action == i).float().view(-1, 1, 1, 1) for i in range(4))
+    left, right, _, _ = course[0].are(4)
     start_x = draw(104, 184) - 26 * (right - left)
-    way = 38 * speed * time * (right - left)
+    way, arm, drives = 0 * time, draw(-6, 24), []
+    for part in course:
+        left, right, up, down = part.are(4)
+        ran = speed * part.elapsed(time)
+        drives.append((part, right - left, 38 * ran, start_x + way))
+        way = way + 38 * ran * (right - left)
+        arm = arm + up * (_towards(arm, 56.0, ran, 1.3) - arm) + down * (_towards(arm, -40.0, ran, 1.3) - arm)
     x0 = start_x + way
     bob = 0.5 * torch.sin(way / 7)
-    arm = draw(-6, 24)
-    arm = arm + up * (_towards(arm, 56.0, speed * time, 1.3) - arm) + down * (_towards(arm, -40.0, speed * time, 1.3) - arm)
     rad = math.pi / 180
     tilt = (draw(0, 30) + 0.25 * arm) * rad
     radius = 15 * k
@@ -137,13 +181,13 @@ def wheel_loader(draw, canvas, moving, ground, earth, action, speed, time, idle)
 
     c.paint((x0 - 66, y0 - 6, x0 + 66, y0 + 10), lambda x, y: (torch.hypot((x - x0) / 58, (y - y0 - 1) / 6) - 1) * 6, earth * 0.5, 0.55)
     # dust hangs where the rear wheel has been: puffs at fixed places on the ground
-    drives = right + left
-    for slot in range(3):
-        pitch = 13.0
-        place = torch.floor(way.abs() / pitch) - slot
-        age = (way.abs() / pitch - place) / 3 + 0.4 * idle
-        px = start_x + (right - left) * (place * pitch - 30 * k)
-        c.puff(px, y0 - 3 - 9 * age, 6 + 11 * age, earth * 1.3, 0.5 * drives * (1 - age).clamp(0, 1) * ((way.abs() - place * pitch) / 5).clamp(0, 1) * (place >= 0))
+    for part, heading, driven, began_at in drives:
+        for slot in range(3):
+            pitch = 13.0
+            place = torch.floor(driven / pitch) - slot
+            age = (driven / pitch - place) / 3 + 0.4 * idle + 0.6 * (time - part.end).clamp(min=0)
+            px = began_at + heading * (place * pitch - 30 * k)
+            c.puff(px, y0 - 3 - 9 * age, 6 + 11 * age, earth * 1.3, 0.5 * heading.abs() * (1 - age).clamp(0, 1) * ((driven - place * pitch) / 5).clamp(0, 1) * (place >= 0))
     for slot in range(3):
         age = ((time + idle) / 1.2 + phase * 3 + slot / 3) % 1
         c.puff(x0 - face * (38 + 6 * age) * k, y0 - (52 + 24 * age) * k, (3 + 7 * age) * k, dark * 2.6, 0.5 * (1 - age))
@@ -185,7 +229,7 @@ def wheel_loader(draw, canvas, moving, ground, earth, action, speed, time, idle)
 _SCATTER = ((0.0, 4.0, 0.9), (4.5, 3.2, -1.3), (-3.5, 3.7, 1.6), (1.5, 4.3, -0.8), (-5.5, 3.3, 1.2))
 
 
-def wood_chipper(draw, canvas, moving, ground, earth, action, speed, time, idle):
+def wood_chipper(draw, canvas, moving, ground, earth, course, speed, time, idle):
     """A wood chipper that throws chips to one side or pulls in the log."""
     paint = draw.colour([0.16, 0.34, 0.18], [0.88, 0.56, 0.30])
     dark, steel = draw.colour([0.12] * 3, [0.19] * 3), draw.colour([0.40] * 3, [0.50] * 3)
@@ -195,13 +239,18 @@ def wood_chipper(draw, canvas, moving, ground, earth, action, speed, time, idle)
     k = draw(0.95, 1.08)
     x0, y0 = draw(122, 166), ground + 20
     phase = draw(0, 1)
-    left, right, pull = ((action == i).float().view(-1, 1, 1, 1) for i in range(3))
     rad = math.pi / 180
     start = draw(-48, 48)
-    goal = 48 * (right - left) + pull * start
 
     def chute_angle(t):
-        return _towards(start, goal, speed * t.clamp(min=0), 1.0) * rad
+        angle = start
+        for part in course:
+            left, right, pull = part.are(3)
+            angle = _towards(angle, 48 * (right - left) + pull * angle, speed * part.elapsed(t), 1.0)
+        return angle * rad
+
+    def throws(t):
+        return sum(part.lasts(t) * (1 - part.are(3)[2]) for part in course)
 
     ran = speed * time
     ox, oy = x0 - side * 6 * k, y0 - 62 * k
@@ -210,11 +259,15 @@ def wood_chipper(draw, canvas, moving, ground, earth, action, speed, time, idle)
     canvas.paint((x0 - 70, y0 - 6, x0 + 70, y0 + 12), lambda x, y: (torch.hypot((x - x0) / 56, (y - y0 - 1) / 6) - 1) * 6, earth * 0.5, 0.55)
     canvas.capsule(x0 - side * 34 * k, y0 - 14 * k, x0 - side * 58 * k, y0 - 8 * k, 1.6 * k, dark * 1.4)
     c = moving
-    # the log goes in
-    lx = x0 + side * (92 * k + pull * draw(16, 56) - (8 + 34 * pull) * ran)
+    # the log goes in, and what is inside the hopper is gone
+    fed = sum((8 + 34 * part.are(3)[2]) * speed * part.elapsed(time) for part in course)
+    out = 92 * k + course[0].are(3)[2] * draw(16, 56) - fed
+    inside = 14 * k
     for piece, (shift, thick) in enumerate(((0.0, 6.4), (8.0, 4.2))):
-        c.capsule(lx + side * shift * 1.5, y0 - (37 - shift) * k, lx + side * (shift * 1.5 - 62) * k, y0 - (35 - shift) * k, thick * k, wood * (1 - 0.12 * piece), outline=0.3)
-        c.circle(lx + side * shift * 1.5, y0 - (37 - shift) * k, (thick - 1.4) * k, wood * 1.45, outline=0.25)
+        near, far = out + shift * 1.5, out + (shift * 1.5 - 62) * k
+        near, far = torch.maximum(near, inside), torch.maximum(far, inside)
+        c.capsule(x0 + side * near, y0 - (37 - shift) * k, x0 + side * far, y0 - (35 - shift) * k, thick * k, wood * (1 - 0.12 * piece), outline=0.3)
+        c.circle(x0 + side * near, y0 - (37 - shift) * k, (thick - 1.4) * k, wood * 1.45, outline=0.25)
     # chips: the chip of each slot leaves every `slots * beat` seconds
     beat, slots, v0, gravity = 0.15, 17, 72.0, 62.0
     for slot in range(slots):
@@ -225,7 +278,7 @@ def wood_chipper(draw, canvas, moving, ground, earth, action, speed, time, idle)
         angle = chute_angle(born) + scatter * rad
         cx = ox + length * torch.sin(angle) + v0 * torch.sin(angle) * age
         cy = oy - length * torch.cos(angle) - v0 * 0.85 * torch.cos(angle) * age + gravity * age * age
-        alive = ((cy < y0 + 16) & (age >= 0)).float() * (1 - pull)
+        alive = ((cy < y0 + 16) & (age >= 0)).float() * throws(born)
         c.box(cx, cy, size * k, size * 0.6 * k, chip * (0.9 + 0.05 * (slot % 5)), alive, turn=spin * 4 * age + slot, round=0.4, outline=0.2)
     now = chute_angle(time)
     c.capsule(ox, oy, ox + length * torch.sin(now), oy - length * torch.cos(now), 6.0 * k, paint * 0.74, r_end=4.4 * k, outline=0.3)

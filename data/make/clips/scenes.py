@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from .drawing import HEIGHT, WIDTH, Canvas, Draws
-from .machines import excavator, wheel_loader, wood_chipper
+from .machines import Action, excavator, wheel_loader, wood_chipper
 from .terrain import background
 
 FPS = 24
@@ -60,6 +60,7 @@ def render(
     device="cpu",
     ambient: Sequence[float] | None = None,
     steady_from: int | None = None,
+    then: Sequence[tuple[float, str | None]] = (),
 ) -> tuple[torch.Tensor, list[str]]:
     """Draw one clip per seed.
 
@@ -77,9 +78,12 @@ def render(
         ambient: The amount of ambient motion of each clip, 0 to 1, or `None` for a machine that continues its action.
         steady_from: The frame from which the camera no longer sways, or `None` if it always does. The sway is the only
             motion in a clip that a single frame does not reveal.
+        then: Further actions: the second of the clip from which each is done, and its name, or `None` for a random one
+            per clip.
 
     Returns:
-        Frames [B, T, 3, height, width], float in 0..1, and the prompt of each clip ("the excavator idles" if ambient).
+        Frames [B, T, 3, height, width], float in 0..1, and the prompt of each clip ("the excavator idles" if ambient;
+        with further actions a prompt for each, with " | " between them).
 
     Raises:
         ValueError: If the machine, action or speed is unknown.
@@ -105,10 +109,11 @@ def render(
         amount = torch.as_tensor(ambient, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
         time, idle = began if start is not None else 4 * began, AMBIENT_PACE * amount * clock
 
+    course = _course(which, began, [(at, _action(name, machine, seeds, n)) for n, (at, name) in enumerate(then)])
     still, ground, earth, light = background(draw, size, device, idle)
     sway_x, sway_y = draw(0, 6.3), draw(0, 6.3)
     moving = Canvas(still.image.expand(-1, frames, -1, -1, -1))
-    _paint_in_two_layers(_DRAW[machine], draw, still, moving, frames, ground, earth, which, rate, time, idle)
+    _paint_in_two_layers(_DRAW[machine], draw, still, moving, frames, ground, earth, course, rate, time, idle)
     video = moving.image
 
     grade = torch.tensor([[0.97, 0.98, 1.04], [1.0, 1.0, 1.0], [1.04, 0.94, 0.82]], device=device)[light]
@@ -120,8 +125,28 @@ def render(
     video = _handheld(video, sway_x, sway_y, swayed, moving.scale, None if ambient is None else 1 + DRIFT * idle)
     if ambient is not None:
         return video.clamp_(0, 1), [f"the {machine} idles"] * len(video)
-    names = [prompt_of(machine, actions[a], speeds[s]) for a, s in zip(which.tolist(), pace.tolist(), strict=True)]
+    names = [
+        " | ".join(prompt_of(machine, actions[a], speeds[s]) for a in done)
+        for *done, s in zip(*(part.which.tolist() for part in course), pace.tolist(), strict=True)
+    ]
     return video.clamp_(0, 1), names
+
+
+def _action(name: str | None, machine: str, seeds: Sequence[int], number: int) -> torch.Tensor:
+    """A further action of each clip, [B]: the given one, or one drawn by the seeds."""
+    actions = ACTIONS[machine]
+    if name is None:
+        drawn = [torch.Generator().manual_seed(int(seed) + 1) for seed in seeds]
+        return torch.stack([torch.randint(len(actions), (number + 1,), generator=one)[number] for one in drawn])
+    _check("action", name, actions)
+    return torch.full((len(seeds),), actions.index(name))
+
+
+def _course(first: torch.Tensor, began: torch.Tensor, then: list[tuple[float, torch.Tensor]]) -> list[Action]:
+    """All actions, each until the next one begins; times count from the beginning of the first."""
+    begins = [torch.full_like(began, -torch.inf), *(began + at for at, _ in then), torch.full_like(began, torch.inf)]
+    which = [first, *(action.to(first.device) for _, action in then)]
+    return [Action(*part) for part in zip(which, begins, begins[1:], strict=False)]
 
 
 class _Later:
@@ -134,9 +159,9 @@ class _Later:
         return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
 
 
-def _paint_in_two_layers(draw_machine, draw, still, moving, frames, ground, earth, which, rate, time, idle):
+def _paint_in_two_layers(draw_machine, draw, still, moving, frames, ground, earth, course, rate, time, idle):
     later = _Later()
-    draw_machine(draw, still, later, ground, earth, which, rate, time, idle)
+    draw_machine(draw, still, later, ground, earth, course, rate, time, idle)
     # The still picture is complete only now: copy it to every frame.
     moving.image = still.image.expand(-1, frames, -1, -1, -1).clone()
     for name, args, kwargs in later.calls:

@@ -1,6 +1,6 @@
 """The training data: clips drawn while training runs, and their latents."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ def draw_clips(
     """Draw clips in the family's size, length and frame rate, one machine after another.
 
     Args:
-        number: How many clips.
+        number: How many clips; a multiple of `family.hops`.
         first_seed: Seed of the first clip; the others follow it.
         batch: Clips per batch; b below is at most this.
 
@@ -42,6 +42,9 @@ def draw_clips(
     for i, start in enumerate(range(0, number, batch)):
         seeds = range(first_seed + start, first_seed + min(start + batch, number))
         machine = MACHINES[i % len(MACHINES)]
+        if family.hops > 1:
+            yield draw_chains(machine, seeds[:: family.hops], family, device)
+            continue
         if family.ambient:
             amounts = torch.rand(len(seeds), generator=torch.Generator().manual_seed(seeds[0])).to(device)
             video, _ = render(machine, seeds, ambient=amounts, **look)
@@ -49,6 +52,29 @@ def draw_clips(
             continue
         video, prompts = render(machine, seeds, **look)
         yield (video * 255).round().byte(), torch.tensor([PROMPTS.index(p) for p in prompts], device=device)
+
+
+def draw_chains(machine: str, seeds: Sequence[int], family: Family, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw long clips and cut each into `family.hops` that overlap by `family.context` frames.
+
+    Half of them begin up to ten seconds after the action began. In half of them the action changes, where the context
+    of one of the clips ends.
+
+    Returns:
+        Clips, uint8 [b * hops, T, 3, H, W], those of a seed one after another, and their prompts' indices [b * hops].
+    """
+    drawn = torch.rand(3, generator=torch.Generator().manual_seed(seeds[0])).tolist()
+    start = 10 * drawn[0] ** 2 if drawn[1] < 0.5 else None
+    step, context = family.frames - family.context, family.context
+    changed = 1 + int(drawn[2] * 2 * (family.hops - 1))  # the first clip with the other action, if there is one
+    then = [((step * changed + context - 1) / family.fps, None)] if changed < family.hops else []
+    frames = family.frames + step * (family.hops - 1)
+    video, prompts = render(
+        machine, seeds, start=start, frames=frames, size=family.size, fps=family.fps, device=device, then=then
+    )
+    clips = (video * 255).round().byte().unfold(1, family.frames, step).movedim(-1, 2)  # [b, hops, T, 3, H, W]
+    index = [PROMPTS.index(p.split(" | ")[-1 if hop >= changed else 0]) for p in prompts for hop in range(family.hops)]
+    return clips.flatten(0, 1).contiguous(), torch.tensor(index, device=device)
 
 
 @torch.no_grad()

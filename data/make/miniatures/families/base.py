@@ -17,6 +17,7 @@ class BaseFamily(Family):
     """The defaults: a family with prompts, a single given frame, a single denoiser, and weights in fp16."""
 
     context = 1
+    hops = 1
     ambient = False
     denoisers = {"transformer": "denoiser"}
     encoder = "T5EncoderModel"

@@ -19,13 +19,13 @@ from ..prompts import drop_some
 from ..quantization_aware import fp8, in_fp8, inner_linear, prepare, quantized_conv, quantized_linear
 from ..vaes import channel_weights, forward_replaced, maybe_compiled
 from .base import BaseFamily
+from .handed_over import HandedOver
 from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from .protocol import Continuer, SteppedDenoising
 
 FRAMES = 25  # 8k + 1, the rule of the real model
 SPATIAL, TEMPORAL = 16, 4  # compression of the small VAE; the real one has 32 and 8
-SEVERAL = 0.4  # share of the clips that are conditioned as `LTXConditionPipeline` does it,
-GIVEN = (1, 2, 3, 3, 3, 3, 4, 5)  # with one of these numbers of given latent frames
+SEVERAL = 0.5  # share of the clips that are conditioned as `LTXConditionPipeline` does it
 VAE = dict(
     latent_channels=64,
     block_out_channels=(48, 64, 128),
@@ -66,23 +66,25 @@ class LTXDenoising(SteppedDenoising):
     """Denoising with the conditioning of both LTX pipelines.
 
     `LTXImageToVideoPipeline` gives the first latent frame, sampled from the VAE's posterior. `LTXConditionPipeline`
-    gives several, adds a little noise to them, and counts time differently. The transformer learns both.
+    gives several, adds a little noise to them, and counts time differently. The transformer learns both, the second
+    with what an earlier hop would hand over.
 
     Args:
         latents: [N, C, T, H, W] fp16, normalised per channel.
         prompts: [N] long, the index of each clip's prompt in `embeds`, whose last entry is the empty prompt.
+        hops: Clips per chain, see `HandedOver`.
         posterior_std: [C], what sampling from the posterior adds to a given latent frame, in normalised units.
         embeds, mask: [P + 1, L, width] and [P + 1, L].
     """
 
-    def __init__(self, latents, prompts, posterior_std, embeds, mask, batch_size):
+    def __init__(self, latents, prompts, hops, posterior_std, embeds, mask, batch_size):
         self.latents, self.prompts, self.embeds, self.mask = latents, prompts, embeds, mask.to(embeds.dtype)
         self.posterior_std, self.batch_size = posterior_std, batch_size
         self.channel_weights, self.own = channel_weights(posterior_std), OwnPredictions(latents)
+        self.handed = HandedOver(latents, prompts, hops)
         frames, height, width = latents.shape[2:]
         grid = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
         self.at = torch.stack(grid).flatten(1).to(latents.device).float()  # frame, row, column of each token
-        self.given = torch.tensor(GIVEN, device=latents.device)
 
     def coordinates(self, from_condition_pipeline: torch.Tensor, fps: torch.Tensor) -> torch.Tensor:
         """Seconds, row and column of each token as the pipeline counts them, [B, 3, tokens], for arguments [B, 1]."""
@@ -95,17 +97,16 @@ class LTXDenoising(SteppedDenoising):
         return torch.linspace(1, 0, steps + 1).tolist()[:-1]
 
     @forward_replaced(torch.nn.Linear, quantized_linear)
-    def predict(self, denoiser, pick, estimate, sigma, prompt, several=None) -> torch.Tensor:
-        """As `SteppedDenoising.predict`; the clips where `several` [B] is true are conditioned as
-        `LTXConditionPipeline` does it.
+    def predict(self, denoiser, pick, estimate, sigma, prompt, given=None) -> torch.Tensor:
+        """As `SteppedDenoising.predict`; the clips for which `given` [B] is more than 1 are conditioned as
+        `LTXConditionPipeline` does it, on that many latent frames. By default every other clip is.
         """
         latents, sigma = self.latents[pick].float(), sigma.flatten(2)
         clean, estimate, n = pack(latents), pack(estimate), len(pick)
-        several = torch.zeros(n, 1, 1, device=pick.device).bool() if several is None else several.view(-1, 1, 1)
-        drawn = self.given[torch.randint(len(GIVEN), (n, 1, 1), device=pick.device)]
-        given = torch.where(several, drawn, 1)
-        known = self.at[0].view(1, -1, 1) < given
-        context = clean + self.posterior_std * torch.randn_like(clean)
+        given = self.handed.given(pick, pick % 2 == 1) if given is None else given
+        several, known = (given > 1).view(-1, 1, 1), self.at[0].view(1, -1, 1) < given.view(-1, 1, 1)
+        context = torch.where(several, pack(self.handed.context(pick, latents)), clean)
+        context = context + self.posterior_std * torch.randn_like(clean)
         # `image_cond_noise_scale` of `LTXConditionPipeline`; at work it continues slightly better without any
         context = context + several * 0.15 * sigma**2 * torch.randn_like(clean)
         fps = torch.where(torch.rand(n, 1, device=pick.device) < 0.2, 25.0, 24.0)
@@ -125,11 +126,13 @@ class LTXDenoising(SteppedDenoising):
         device, n = self.latents.device, self.batch_size
         pick = torch.randint(len(self.latents), (n,), device=device)
         clean, prompt = self.latents[pick].float(), drop_some(self.prompts[pick], len(self.embeds) - 1)
-        several = torch.rand(n, device=device) < SEVERAL
+        given = self.handed.given(pick, torch.rand(n, device=device) < SEVERAL)
         u = torch.rand(n, 1, 1, 1, 1, device=device)
         sigma = 4.0 * u / (1 + 3 * u)  # more of the high noise levels, where the picture is decided
-        predicted = self.predict(denoiser, pick, self.own.estimates(pick, clean), sigma, prompt, several)
-        self.own.keep(pick, predicted, (sigma.flatten() > ALMOST_PURE) & ~several)
+        predicted = self.predict(denoiser, pick, self.own.estimates(pick, clean), sigma, prompt, given)
+        alone = (given == 1) | self.handed.changes[pick]  # the only kind of prediction that those can have
+        self.own.keep(pick, predicted, (sigma.flatten() > ALMOST_PURE) & alone)
+        self.handed.keep(pick, predicted, sigma, given)
         # the less noise, the more precise it has to be; no step of the lesson lies below a quarter
         error = (predicted - clean) ** 2 / sigma.clamp(min=0.25) * self.channel_weights.view(-1, 1, 1, 1)
         return error[:, :, 1:].mean()
@@ -181,7 +184,7 @@ def in_up_block(name: str, layer: torch.nn.Module) -> bool:
 
 
 class LTXVideo(BaseFamily):
-    frames, size, fps, context = FRAMES, (288, 160), 24, 9
+    frames, size, fps, context, hops = FRAMES, (288, 160), 24, 9, 6
     vae_class, denoiser_class = AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
     storage = "The transformer's matrices and the decoder's kernels are stored in fp8, everything else in fp16."
     finishes_decoder = True
@@ -211,7 +214,7 @@ class LTXVideo(BaseFamily):
         return vae.latents_mean, vae.latents_std
 
     def denoising(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, component):
-        return LTXDenoising(latents, prompts, posterior_std, embeds, mask, batch_size)
+        return LTXDenoising(latents, prompts, self.hops, posterior_std, embeds, mask, batch_size)
 
     def assemble(self, work: Path, folder: Path) -> None:
         pipe = LTXImageToVideoPipeline(

@@ -89,6 +89,8 @@ class Family(Protocol):
         size: (width, height) of a clip in pixels.
         fps: Frames per second of a clip.
         context: How many given frames the model can continue from; 1 if it takes a single frame only.
+        hops: How many clips of the training set follow each other, each beginning with the last `context` frames of the
+            one before. If more than 1, clips also begin later in an action, and the prompt changes between some.
         ambient: Whether the model has no prompt. It then learns ambient clips, each with an amount of motion, 0 to 1.
         denoisers: The component of each denoiser and the name of the stage that trains it, in the order of denoising.
         vae_class, denoiser_class: Their classes in diffusers.
@@ -104,6 +106,7 @@ class Family(Protocol):
     size: tuple[int, int]
     fps: int
     context: int
+    hops: int
     ambient: bool
     denoisers: Mapping[str, str]
     vae_class: Any
