@@ -16,11 +16,11 @@ from helpers.faces import late
 
 __all__, __getattr__, __dir__ = late(__name__, {
     "clip": ("Clip", "ClipError"),
-    "sources": ("CLIPS", "bundled", "find"),
+    "sources": ("CLIPS", "bundled", "find", "what_happens"),
     "video.ffmpeg": ("ffmpeg_path",),
     "reading": ("continuation_truth", "read", "shown_size"),
     "fitting": ("FITS", "fit", "unfit"),
-    "resampling": ("WAYS", "at_rate", "resample"),
+    "resampling": ("WAYS", "at_rate", "resample", "resample_pieces"),
     "drift": ("Drift", "Looks"),
     "joining": ("Seam", "carry_detail", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
     "extending": ("ORIGINALS", "Extended", "extend"),

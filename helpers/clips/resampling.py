@@ -9,6 +9,7 @@ Lessons 04 and 05 explain it: their models make 7 and 8 frames a second. Frames 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -42,18 +43,43 @@ def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float,
     Raises:
         ClipError: If there is no such way, or if ffmpeg fails.
     """
-    if how not in WAYS:
-        raise ClipError(f"resample={how!r}: there are {', '.join(WAYS)}.")
-    if fps == to_fps:
+    if fps == to_fps and how in WAYS:
         return frames
     number = max(1, round(len(frames) * to_fps / fps))
+    return _resampled(frames, last, fps, to_fps, how, np.arange(number))
+
+
+def resample_pieces(
+    pieces: Iterable[np.ndarray], last: np.ndarray, *, fps: float, to_fps: float, how: str = "blend"
+) -> Iterator[np.ndarray]:
+    """`resample` for frames that come some at a time, so that RAM holds one piece, however many there are.
+
+    With "motion", each piece is interpolated alone, from the last frame before it.
+    """
+    seen = made = 0
+    for frames in pieces:
+        if fps == to_fps:
+            yield frames
+            continue
+        end = round((seen + len(frames)) * to_fps / fps)
+        if end > made:
+            yield _resampled(frames, last, fps, to_fps, how, np.arange(made, end) - seen * to_fps / fps)
+        seen, made, last = seen + len(frames), end, frames[-1]
+
+
+def _resampled(
+    frames: np.ndarray, last: np.ndarray, fps: float, to_fps: float, how: str, which: np.ndarray
+) -> np.ndarray:
+    """Frames at the new rate; `which` counts them from the first of `frames`, and need not be whole numbers."""
+    if how not in WAYS:
+        raise ClipError(f"resample={how!r}: there are {', '.join(WAYS)}.")
     if how == "nearest":
-        middles = (np.arange(number) + 0.5) * fps / to_fps
-        return frames[np.minimum(middles.astype(int), len(frames) - 1)]
+        middles = (which + 0.5) * fps / to_fps
+        return frames[np.clip(middles.astype(int), 0, len(frames) - 1)]
     path = np.concatenate([last[None], frames])
     if how == "motion":
-        return _along_motion(path, fps, to_fps)[1 : number + 1]
-    at = np.minimum(np.arange(1, number + 1) * fps / to_fps, len(frames))
+        return _along_motion(path, fps, to_fps)[1 : len(which) + 1]
+    at = np.clip((which + 1) * fps / to_fps, 0, len(frames))
     before = np.minimum(at.astype(int), len(frames) - 1)
     share = (at - before)[:, None, None, None]
     return np.stack([  # frame by frame, because floats take four times the memory

@@ -16,7 +16,23 @@ SENTENCES = {  # what happens next in the bundled clips
     "wheel_loader": "the wheel loader drives to the right slowly",
     "wood_chipper": "the wood chipper throws chips to the left",
 }
+WHAT_HAPPENS = {  # in the twenty seconds after a bundled clip: from which second on, and what
+    "excavator": ((0, SENTENCES["excavator"]), (8, "the excavator raises its arm"), (10, SENTENCES["excavator"])),
+    "wheel_loader": (
+        (0, SENTENCES["wheel_loader"]), (6, "the wheel loader drives to the left slowly"),
+        (14, "the wheel loader raises its bucket slowly"), (16, "the wheel loader lowers its bucket slowly"),
+    ),
+    "wood_chipper": (
+        (0, SENTENCES["wood_chipper"]), (6, "the wood chipper throws chips to the right"),
+        (12, SENTENCES["wood_chipper"]),
+    ),
+}  # fmt: skip
 PICTURES = {".avif", ".bmp", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def what_happens(clip: str) -> tuple[tuple[float, str], ...]:
+    """What happens in the twenty seconds after a bundled clip: from which second on, and a sentence; else nothing."""
+    return WHAT_HAPPENS.get(clip, ())
 
 
 def bundled() -> list[str]:

@@ -4,9 +4,10 @@
 
     done = hops.Hops(folder, weights=checkpoint.identity(), size=(288, 160), steps=4)
     for number in range(len(done), 10):                      # those that an earlier run finished are on disk
-        latents = denoise(done.last(9, past.frames), prompts[number])
-        done.save_latents(number, latents)
-        done.add(number, decode(latents), prompt=prompts[number], seed=number)
+        seen, made_from = done.last(9, past.frames), {"prompt": prompts[number], "seed": number}
+        latents = hops.hop_latents(model, seen, None, **made_from)
+        done.save_latents(number, latents, **made_from)
+        done.add(number, hops.hop_frames(model, seen, latents)[1:], **made_from)
     clips.extend(clip, done.pieces, rate=24, path="continued.mp4")  # with a few frames in RAM
 """
 
@@ -14,5 +15,8 @@ from helpers.faces import late
 
 __all__, __getattr__, __dir__ = late(__name__, {
     "store": ("HopError", "Hops"),
-    "prompts": ("prompt_of_each_hop",),
+    "latents": ("ContinueLTX", "ContinueWan"),
+    "continuing": ("Continuing", "hop_frames", "hop_latents", "prompt_arguments"),
+    "plan": ("Plan",),
+    "prompts": ("prompt_of_each_hop", "prompts_at"),
 })

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from helpers.hops.store import HopError
 
 BETWEEN = "|"
@@ -19,3 +21,9 @@ def prompt_of_each_hop(prompt: str, hops: int) -> list[str]:
     if len(prompts) > 1 and not all(prompts):
         raise HopError(f"prompt={prompt!r}: between two {BETWEEN} there is nothing; say what happens in each hop.")
     return prompts + prompts[-1:] * (hops - len(prompts))
+
+
+def prompts_at(what_happens: Sequence[tuple[float, str]], hops: int, seconds: float) -> list[str]:
+    """The prompts of all hops of `seconds` each, from what happens: from which second on, and what."""
+    starts = [hop * seconds for hop in range(hops)]
+    return [[what for begin, what in what_happens if begin < start + seconds / 2][-1] for start in starts]

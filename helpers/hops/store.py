@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from helpers.files import replacing
 
@@ -64,15 +65,21 @@ class Hops:
         """Raise a HopError if a finished hop was made from something else than this run would make it from."""
         self._check(self._path(number, "notes.json"), depends_on, f"its hop {number + 1} was")
 
-    def save_latents(self, number: int, latents: torch.Tensor) -> None:
-        """Save a hop's latents, before they are decoded."""
+    def save_latents(self, number: int, latents: torch.Tensor, **made_from: Any) -> None:
+        """Save a hop's latents, before they are decoded, with what else they were made from, as JSON can hold it."""
+        metadata = {"made_from": json.dumps(self.made_from | made_from, sort_keys=True)}
         with replacing(self._path(number, "latents.safetensors")) as temporary:
-            save_file({"latents": latents.detach().cpu().contiguous()}, temporary)
+            save_file({"latents": latents.detach().cpu().contiguous()}, temporary, metadata)
 
-    def latents(self, number: int) -> torch.Tensor | None:
-        """A hop's latents on the CPU, or `None` if there are none."""
-        path = self._path(number, "latents.safetensors")
-        return load_file(path)["latents"] if path.exists() else None
+    def latents(self, number: int, **made_from: Any) -> torch.Tensor | None:
+        """A hop's latents on the CPU, or `None` if there are none that were made from this, or their file is damaged."""
+        try:
+            with safe_open(self._path(number, "latents.safetensors"), "pt") as file:
+                found = (file.metadata() or {}).get("made_from")
+                same = found == json.dumps(self.made_from | made_from, sort_keys=True)
+                return file.get_tensor("latents").clone() if same else None
+        except (OSError, SafetensorError):
+            return None
 
     def add(self, number: int, frames: np.ndarray, **notes: Any) -> None:
         """Save what ends a hop: its new frames, `np.uint8` [T, H, W, 3], and notes that JSON can hold.

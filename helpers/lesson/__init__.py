@@ -15,6 +15,7 @@ from helpers.faces import late
 __all__, __getattr__, __dir__ = late(__name__, {
     "values": ("ParameterError", "inside", "one_of", "whole"),
     "parameters": ("ENCODE_WAYS", "Settings", "resolve"),
+    "folders": ("fingerprint",),
     "machine": ("Environment", "EnvironmentProblem", "environment", "preview_download", "quiet_libraries"),
     "kernels": ("use_onednn",),
     "cache": ("CachedEmbeddings", "SavedLatents"),
@@ -22,6 +23,6 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "offloading": ("offload_in_groups", "offload_sequentially"),
     "decoding": ("decode_saved", "to_frames"),
     "running": ("cap_vram", "generate", "measure_mode", "preparing", "start_device"),
-    "results": ("against_truth", "answered", "carry_over", "extend_clip", "new_rate", "record_run", "true_frames"),
+    "results": ("against_truth", "answered", "carry_over", "extend_clip", "extend_clip_by", "new_rate", "record_run", "true_frames"),
     "wan": ("decode_wan", "encode_wan", "load_wan_vae", "pad_embeddings"),
 })

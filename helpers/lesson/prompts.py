@@ -22,23 +22,25 @@ def encoder_from_files(checkpoint, encoder_class):
     return encoder
 
 
-def encode_prompts(load_text_half, encode, settings):
+def encode_prompts(load_text_half, encode, settings, prompts=None):
     """The embeddings [tokens, channels] of each prompt, on the CPU in fp32, from the cache or from the encoder.
 
     `load_text_half()` returns a pipeline with tokenizer and encoder, and `encode(text_pipe, prompts, limit)` the
     embeddings: all prompts at once, because the encoder may read from disk, and at most `limit` tokens of each. Also
-    returns this pipeline (`None` if all prompts were in the cache), and the meter.
+    returns this pipeline (`None` if all prompts were in the cache), and the meter. `prompts` are those of the settings
+    if they are not given.
     """
+    prompts = prompts or settings.prompts
     cache = CachedEmbeddings(settings.out_dir / "embeddings", settings.checkpoint, dtype=torch.float32)
-    text_embeds, text_pipe = [cache.load(prompt) for prompt in settings.prompts], None
+    text_embeds, text_pipe = [cache.load(prompt) for prompt in prompts], None
     limit = settings.model.max_prompt_tokens
     with VRAMMeter("encode the prompt") as meter, torch.no_grad():
         if any(embeds is None for embeds in text_embeds):
             text_pipe = load_text_half()
-            cuts = {prompt: prompt_cut(text_pipe.tokenizer, prompt, limit) for prompt in settings.prompts}
+            cuts = {prompt: prompt_cut(text_pipe.tokenizer, prompt, limit) for prompt in prompts}
             print("not seen by the encoder:", {prompt: cut for prompt, cut in cuts.items() if cut} or "nothing")
-            text_embeds = list(encode(text_pipe, settings.prompts, limit))
-            for prompt, embeds in zip(settings.prompts, text_embeds, strict=True):
+            text_embeds = list(encode(text_pipe, prompts, limit))
+            for prompt, embeds in zip(prompts, text_embeds, strict=True):
                 cache.save(prompt, embeds)
     how = "encoded" if text_pipe else "found in the cache, no encoder needed,"
     print(f"{how} in {meter.seconds:.1f} s: embeddings {[tuple(embeds.shape) for embeds in text_embeds]}")

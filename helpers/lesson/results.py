@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from helpers.clips.clip import Clip
+from helpers.clips.drift import Looks
 from helpers.clips.extending import extend
 from helpers.clips.fitting import soft_size, softened, unfit
 from helpers.clips.joining import Seam, carry_detail, carry_grain, match_colour, psnr, seam, sharpness_kept
 from helpers.clips.pictures import poster, save_image, show, side_by_side
 from helpers.clips.reading import continuation_truth
-from helpers.clips.resampling import at_rate, resample
+from helpers.clips.resampling import at_rate, resample_pieces
 from helpers.lesson.cache import SavedLatents
 from helpers.lesson.folders import fingerprint
 from helpers.lesson.parameters import Settings
@@ -42,16 +43,33 @@ def extend_clip(
         before: The join before colours and grain were carried over.
 
     Returns:
-        For the record: how the clip's own frames were kept, and the figures of the join.
+        For the record: how the clip's own frames were kept, the figures of the join, and the drift.
     """
-    new, rate = frames[1:], new_rate(source, settings.model.fps)
-    new_at_rate = resample(new, past.frames[-1], fps=settings.model.fps, to_fps=float(rate), how=settings.resample)
+    return extend_clip_by(lambda: [frames[1:]], frames[:1], source, past, settings, before)
+
+
+def extend_clip_by(
+    hops: Callable[[], Iterable[np.ndarray]], ours: np.ndarray, source: Clip, past: Clip, settings: Settings,
+    before: Seam,
+) -> dict[str, object]:  # fmt: skip
+    """`extend_clip` for new frames that come hop by hop, so that RAM does not grow with their number.
+
+    Args:
+        hops: Returns the new frames, `np.uint8` [T, H, W, 3] of the model's size, some at a time; called several times.
+        ours: [1, H, W, 3], what the model makes of the clip's last frame.
+        source, past, settings, before: As for `extend_clip`.
+    """
+    rate = new_rate(source, settings.model.fps)
+    rates = {"fps": settings.model.fps, "to_fps": float(rate), "how": settings.resample}
+
+    def at_new_rate() -> Iterator[np.ndarray]:
+        return resample_pieces(hops(), past.frames[-1], **rates)
 
     last = source.frames[-1]
     soft = soft_size(source.size, *past.size, settings.fit) if settings.soften else None
     if soft is not None:
         last = softened(last[None], soft)[0]
-    reference = unfit(frames[:1], last, settings.fit)[0]
+    reference = unfit(ours, last, settings.fit)[0]
 
     def large(small: np.ndarray) -> np.ndarray:
         frames = unfit(small, last, settings.fit)
@@ -60,27 +78,38 @@ def extend_clip(
     count = max(1, PIECE_BYTES // last.nbytes)
 
     def pieces() -> Iterator[np.ndarray]:  # RAM holds a few large frames at a time
-        for begin in range(0, len(new_at_rate), count):
-            yield large(new_at_rate[begin : begin + count])
+        for frames in at_new_rate():
+            for begin in range(0, len(frames), count):
+                yield large(frames[begin : begin + count])
 
     made = extend(
         source, pieces, rate=rate, path=settings.folder / "continued.mp4", original=settings.original,
         afterwards=settings.sound, soften=settings.soften, soft=soft,
     )  # fmt: skip
-    ending = at_rate(past, float(rate)).frames[-len(new_at_rate) :]
-    end = Clip(np.concatenate([ending, new_at_rate]), float(rate), name=f"the end of {made.path.name}")
+    looks, new = Looks(), next(iter(hops()))
+    for frames in hops():
+        looks.add(frames)
+    first = next(at_new_rate())
+    ending = at_rate(past, float(rate)).frames[-len(first) :]
+    end = Clip(np.concatenate([ending, first]), float(rate), name=f"the join in {made.path.name}")
     picture = save_image(settings.folder / "poster.png", poster(end, count=6, height=160))
     print(f"{made}\n{made.path.name} and {picture.name} are in {made.path.parent}")
     remarks = list(_remarks(source, rate, settings))
     print(*remarks, sep="\n", end="\n" * bool(remarks))
-    print(f"the last {end.seconds:.1f} s, small:")
+    print(f"{end.seconds:.1f} s around the join, small:")
     show(end)
-    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, large(new_at_rate[:1])[0])
+    joined, sharp = seam(past, new, fps=settings.model.fps), sharpness_kept(last, large(first[:1])[0])
     print(f"{joined}\nsharpness of the first new frame: {sharp:.0%} of the clip's last one")
     return {
         "original": made.how, "remarks": [made.why, *remarks], "join_seconds": made.join, "seconds": made.seconds,
         "sharpness_kept": sharp, "seam": asdict(joined), "seam_before_correction": asdict(before),
+        "drift": drift_of(looks),
     }  # fmt: skip
+
+
+def drift_of(looks: Looks) -> dict[str, dict[str, float]] | None:
+    """For the record: how the end of the new frames differs from their beginning; `None` if they are too few."""
+    return {**asdict(drift), "change": drift.change} if len(looks.rows) > 3 and (drift := looks.drift()) else None
 
 
 def _remarks(source: Clip, rate: Fraction, settings: Settings) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
     python -m data.make.clips.sample_clips      # writes data/clips/*.mp4
 
-Three clips of 3 s at 1280x720 and 24 frames per second, each with the following 5 s in a separate file. The wood
-chipper has sound, which is synthesised here: the motor's hum, the beat of the blades, and a rattle for every chip.
+Three clips of 3 s at 1280x720 and 24 frames per second, each with the following 20 s in a separate file, in which the
+machine does one thing after another. The wood chipper has sound, which is synthesised here: the motor's hum, the beat of the blades, and a rattle for every chip.
 """
 
 import argparse
@@ -25,16 +25,23 @@ SCENES = {  # file name: machine, action, speed, seed
     "wood_chipper": ("wood chipper", "throws chips to the left", "", 13),
     "wheel_loader": ("wheel loader", "drives to the right", "slowly", 5),
 }
-SECONDS, CONTINUES = 3, 5
+THEN = {  # further actions, and when they begin, in seconds after the clip: `helpers.clips.what_happens` says the same
+    "excavator": ((8, "raises its arm"), (10, "lowers its arm and digs")),
+    "wood_chipper": ((6, "throws chips to the right"), (12, "throws chips to the left")),
+    "wheel_loader": ((6, "drives to the left"), (14, "raises its bucket"), (16, "lowers its bucket")),
+}
+SECONDS, CONTINUES = 3, 20
 SIZE = (1280, 720)
 RATE = 44_100  # sound samples per second
 
 
-def draw(machine: str, action: str, speed: str, seed: int) -> np.ndarray:
+def draw(name: str) -> np.ndarray:
     """All frames of a clip and its continuation, uint8 [T, H, W, 3]; drawn second by second to save memory."""
+    machine, action, speed, seed = SCENES[name]
     seconds = []
     for second in range(SECONDS + CONTINUES):
-        video, _ = render(machine, [seed], action, speed, start=float(second), frames=FPS, size=SIZE)
+        then = [(SECONDS + at - second, what) for at, what in THEN[name]]
+        video, _ = render(machine, [seed], action, speed, start=float(second), frames=FPS, size=SIZE, then=then)
         seconds.append((video[0] * 255).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(seconds)
 
@@ -80,7 +87,7 @@ def main() -> None:
     for name in args.names:
         if name not in SCENES:
             parser.error(f"{name!r} is not one of {', '.join(SCENES)}")
-        frames = draw(*SCENES[name])
+        frames = draw(name)
         sound = chipper_sound(SECONDS + CONTINUES) if name == "wood_chipper" else None
         cut = SECONDS * FPS
         for suffix, picked, samples in (

@@ -7,8 +7,12 @@ A hop is as many frames as one call makes from a single frame. Each way of going
 noise, and is compared with the frames that really follow:
 
 - "last_frame": the last frame is handed over, and nothing is corrected;
-- "matched": the same, with the colours of each hop matched to the frame that was handed over;
-- "several": as many frames as the model takes are handed over, and colours are matched.
+- "several": as many frames as the model takes are handed over, decoded and encoded again;
+- "latents": their latents are handed over as they are, except for the first, which holds a single frame;
+- "anchor": the same, and the first is that of the clip's last frame, in every hop.
+
+All but the first give the new frames the grain that the model's own version of the clip's last frame lacks, wherever
+nothing has moved since.
 
 All figures are medians over clips, in lists with an entry per hop: "psnr" and "moving_psnr" in dB, the latter over
 pixels that differ from the clip's last frame; "contrast", "saturation" and "sharpness" relative to the first hop's
@@ -32,10 +36,11 @@ from data.make.miniatures.dataset import EVALUATION_SEEDS
 from data.make.miniatures.evaluate import MOVES, cases_of, command_line, folder_and_steps, psnr, show
 from data.make.miniatures.families import Family, family_of
 from data.make.miniatures.families.protocol import Continuer
-from helpers.clips import Looks, match_colour
+from helpers.clips import Looks, carry_detail
+from helpers.hops import hop_frames, hop_latents
 from helpers.lesson import use_onednn
 
-WAYS = ("last_frame", "matched", "several")
+WAYS = ("last_frame", "several", "latents", "anchor")
 RATIOS = ("contrast", "saturation", "sharpness")
 
 
@@ -53,18 +58,20 @@ def go_on(
     continuer: Continuer, family: Family, way: str, past: np.ndarray, prompt: str, count: int, steps: int, seed: int
 ) -> np.ndarray:
     """`count` frames that continue `past`, `np.uint8` [T, H, W, 3], hop after hop, each with noise of its own."""
-    given = family.context if way == "several" else 1
-    new, hop = past[:0], 0
+    new, hop, latents = past[:0], 0, None
+    model = continuer.continuing(steps) if way != "last_frame" else None
+    anchor = model.encode(past[-1:]) if way == "anchor" else None
+    ours = model.decode(model.encode(past[-family.context :]))[-1] if model else None
     while len(new) < count:
-        seen = np.concatenate([past, new])[-given:]
+        seen = np.concatenate([past, new])[-family.context :]
         noise = 1000 * seed + hop
-        if given > 1:
-            made = pixels(continuer.from_several(floats(seen), prompt, steps, noise))[given - 1 :]
+        if model is None:
+            made = pixels(continuer.from_one(floats(seen)[-1], prompt, steps, noise))[1:]
         else:
-            made = pixels(continuer.from_one(floats(seen)[-1], prompt, steps, noise))
-        if way != "last_frame":
-            made = match_colour(made, seen[-1])
-        new, hop = np.concatenate([new, made[1:]]), hop + 1
+            previous = None if way == "several" else latents
+            latents = hop_latents(model, seen, previous, prompt, noise, anchor)
+            made = carry_detail(hop_frames(model, seen, latents)[1:], ours, past[-1])
+        new, hop = np.concatenate([new, made]), hop + 1
     return new[:count]
 
 
@@ -142,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="the last one is the best (default: all that it can)")
     args = parser.parse_args(argv)
     folder, steps = folder_and_steps(args)
-    ways = args.ways or [way for way in WAYS if way != "several" or family_of(args.model).context > 1]
+    ways = args.ways or list(WAYS if family_of(args.model).context > 1 else WAYS[:1])
     show(measure(args.model, folder, args.clips, args.hops, args.seed, steps, ways, args.sheet), args.json)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from data.make.clips.scenes import PROMPTS
+from helpers.hops import Continuing
 
 from .. import prompts
 from .protocol import Family
@@ -78,4 +79,7 @@ class PromptContinuer:
         return {"image": frame[None], "prompt": prompt, "guidance_scale": 1.0}
 
     def from_several(self, frames: torch.Tensor, prompt: str | float, steps: int, seed: int) -> torch.Tensor:
+        raise NotImplementedError("this model continues a single frame")
+
+    def continuing(self, steps: int) -> Continuing:
         raise NotImplementedError("this model continues a single frame")

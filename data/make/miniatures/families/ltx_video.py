@@ -14,6 +14,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from transformers import T5EncoderModel, T5TokenizerFast
 
+from helpers.hops import ContinueLTX, Continuing
+
 from .. import prompts
 from ..prompts import drop_some
 from ..quantization_aware import fp8, in_fp8, inner_linear, prepare, quantized_conv, quantized_linear
@@ -147,13 +149,15 @@ class LTXContinuer(Continuer):
         for pipe in (self.pipe, self.several):
             pipe.set_progress_bar_config(disable=True)
 
+    def _embed(self, prompt):
+        # Encoded here for all pipelines: the others pad to 256 tokens and mask them, which changes every word.
+        embeds, mask, _, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
     def _call(self, pipe, frames, prompt, steps, seed, **given):
         height, width = frames.shape[-2:]
-        # Encoded here for both pipelines: the second pads to 256 tokens, and a T5 encoder attends to the padding.
-        embeds, mask, _, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         out = pipe(
-            prompt_embeds=embeds,
-            prompt_attention_mask=mask,
+            **self._embed(prompt),
             height=height,
             width=width,
             num_frames=FRAMES,
@@ -174,6 +178,11 @@ class LTXContinuer(Continuer):
         condition = LTXVideoCondition(video=images, frame_index=0)
         given = dict(conditions=[condition], image_cond_noise_scale=0.0)  # as in lesson 01: without noise
         return self._call(self.several, frames, prompt, steps, seed, **given)
+
+    def continuing(self, steps):
+        pipe = ContinueLTX(**self.pipe.components)
+        pipe.set_progress_bar_config(disable=True)
+        return Continuing(pipe, self._embed, LTXVideo.size, FRAMES, steps, guidance_scale=1.0, frame_rate=LTXVideo.fps)
 
 
 def in_up_block(name: str, layer: torch.nn.Module) -> bool:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from helpers.hops import Continuing
+
 
 class Denoising(Protocol):
     """The training task of a denoiser: it holds the training set and computes the loss."""
@@ -77,6 +79,14 @@ class Continuer(Protocol):
 
         Raises:
             NotImplementedError: If that is 1.
+        """
+        ...
+
+    def continuing(self, steps: int) -> Continuing:
+        """What continues latents, hop after hop.
+
+        Raises:
+            NotImplementedError: If `Family.context` is 1.
         """
         ...
 

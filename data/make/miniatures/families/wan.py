@@ -14,9 +14,11 @@ from ..prompts import drop_some
 from ..quantization_aware import quantized_linear
 from ..vaes import channel_weights, forward_replaced, maybe_compiled
 from .base import BaseFamily
+from .handed_over import HandedOver
 from .on_own_predictions import ALMOST_PURE, OwnPredictions
 from .protocol import ExpertDenoising
 
+SEVERAL = 0.5  # share of the clips that are conditioned on several latent frames, where the model takes them
 TOKENS = 512  # Wan's pipeline pads the embeddings of a prompt with zeros to this length
 
 
@@ -75,13 +77,14 @@ class WanDenoising(ExpertDenoising):
         conditions: The latents of the given frame followed by grey, same shape, or `None` if the latents of the given
             frame replace the first ones (`expand_timesteps`).
         prompts: [N] long, the index of each clip's prompt in `embeds`, whose last entry is the empty prompt.
+        hops: Clips per chain, see `HandedOver`; if more than 1, the denoiser learns to continue several latent frames.
         posterior_std: [C], of the VAE's posterior in normalised units.
         embeds, mask: [P + 1, L, width] and [P + 1, L].
         sigmas: The lowest and the highest noise level that this transformer sees.
         shift: The scheduler's `flow_shift`.
     """
 
-    def __init__(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, sigmas, shift):
+    def __init__(self, latents, conditions, prompts, hops, posterior_std, embeds, mask, batch_size, sigmas, shift):
         self.latents, self.conditions, self.prompts, self.batch_size = latents, conditions, prompts, batch_size
         tokens = embeds.shape[1] // 8 * 8 + 8  # at least one of padding, and a multiple of 8, which attention prefers
         padded = embeds.new_zeros(len(embeds), tokens, embeds.shape[-1])
@@ -89,9 +92,8 @@ class WanDenoising(ExpertDenoising):
         self.embeds, self.sigmas, self.shift = padded, sigmas, shift
         self.channel_weights = channel_weights(posterior_std).view(-1, 1, 1, 1)
         self.own = OwnPredictions(latents)
-        self.unknown = latents.new_ones(1, 1, *latents.shape[2:], dtype=torch.float32)
-        if conditions is None:
-            self.unknown[:, :, 0] = 0
+        self.handed = HandedOver(latents, prompts, hops) if hops > 1 else None
+        self.at = torch.arange(latents.shape[2], device=latents.device).view(1, 1, -1, 1, 1)
 
     def draw_sigma(self, number: int, device) -> torch.Tensor:
         """Noise levels [number, 1, 1, 1, 1] distributed like the scheduler's steps, within this transformer's range."""
@@ -102,13 +104,23 @@ class WanDenoising(ExpertDenoising):
     def levels(self, steps: int) -> list[float]:
         return [self.shift * u / (1 + (self.shift - 1) * u) for u in torch.linspace(1, 0, steps + 1).tolist()[:-1]]
 
+    def given(self, pick: torch.Tensor, several: torch.Tensor) -> torch.Tensor:
+        """How many latent frames the pipeline would replace by given ones, [n]; more than 1 where `several` is true."""
+        if self.handed:
+            return self.handed.given(pick, several)
+        return torch.full_like(pick, int(self.conditions is None))
+
     @forward_replaced(torch.nn.Linear, quantized_linear)
-    def predict(self, denoiser, pick, estimate, sigma, prompt) -> torch.Tensor:
+    def predict(self, denoiser, pick, estimate, sigma, prompt, given=None) -> torch.Tensor:
+        """As `SteppedDenoising.predict`, with `given` [B] latent frames; by default several for every other clip."""
         inputs = (1 - sigma) * estimate + sigma * torch.randn_like(estimate)
         clean = self.latents[pick].float()
+        given = (self.given(pick, pick % 2 == 1) if given is None else given).view(-1, 1, 1, 1, 1)
+        unknown = self.at >= given
         if self.conditions is None:
-            inputs = torch.where(self.unknown.bool(), inputs, clean)
-            timestep = (1000 * sigma * self.unknown)[:, 0, :, ::2, ::2].flatten(1)
+            context = torch.where(given > 1, self.handed.context(pick, clean), clean) if self.handed else clean
+            inputs = torch.where(unknown, inputs, context)
+            timestep = (1000 * sigma * unknown).expand(*inputs[:, :1].shape)[:, 0, :, ::2, ::2].flatten(1)
         else:
             given = torch.zeros_like(estimate[:, :4])
             given[:, :, 0] = 1
@@ -117,17 +129,23 @@ class WanDenoising(ExpertDenoising):
         predicted = denoiser(
             hidden_states=inputs, timestep=timestep, encoder_hidden_states=self.embeds[prompt], return_dict=False
         )[0]
-        return torch.where(self.unknown.bool(), predicted.float(), clean)
+        return torch.where(unknown, predicted.float(), clean)
 
     def loss(self, denoiser) -> torch.Tensor:
         device, n = self.latents.device, self.batch_size
         pick, sigma = torch.randint(len(self.latents), (n,), device=device), self.draw_sigma(n, device)
         clean, prompt = self.latents[pick].float(), drop_some(self.prompts[pick], len(self.embeds) - 1)
-        predicted = self.predict(denoiser, pick, self.own.estimates(pick, clean), sigma, prompt)
-        self.own.keep(pick, predicted, sigma.flatten() > ALMOST_PURE)
+        given = self.given(pick, torch.rand(n, device=device) < SEVERAL)
+        predicted = self.predict(denoiser, pick, self.own.estimates(pick, clean), sigma, prompt, given)
+        pure = sigma.flatten() > ALMOST_PURE
+        if self.handed:
+            pure = pure & ((given == 1) | self.handed.changes[pick])
+            self.handed.keep(pick, predicted, sigma, given)
+        self.own.keep(pick, predicted, pure)
         # the less noise, the more precise it has to be; few steps of a miniature lie below a half
         error = (predicted - clean) ** 2 / sigma.clamp(min=0.5) * self.channel_weights
-        return error.sum() / self.unknown.sum() / n / clean.shape[1]
+        unknown = (self.at >= given.view(-1, 1, 1, 1, 1)).sum() * clean[0, :, 0].numel()
+        return error.sum() / unknown
 
     @torch.no_grad()
     def follow(self, denoiser) -> None:

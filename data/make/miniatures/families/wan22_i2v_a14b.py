@@ -76,7 +76,9 @@ class Wan22I2VA14B(WanFamily):
 
     def denoising(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, component):
         sigmas = SIGMAS[component]
-        return WanDenoising(latents, conditions, prompts, posterior_std, embeds, mask, batch_size, sigmas, SHIFT)
+        return WanDenoising(
+            latents, conditions, prompts, self.hops, posterior_std, embeds, mask, batch_size, sigmas, SHIFT
+        )
 
     def assemble(self, work: Path, folder: Path) -> None:
         """As in the protocol; the experts become GGUF files with Wan's original tensor names."""

@@ -6,6 +6,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
+from helpers.hops import ContinueWan, Continuing
+
 from .. import prompts
 from ..quantization_aware import fp8, in_fp8, inner_linear, prepare
 from .base import PromptContinuer
@@ -23,7 +25,7 @@ TRANSFORMER = transformer_config(
 
 
 class Wan22TI2V5B(WanFamily):
-    frames, size, fps = 25, (288, 160), 24  # 4k + 1 frames, sides that are multiples of 32
+    frames, size, fps, context, hops = 25, (288, 160), 24, 9, 6  # 4k + 1 frames, sides that are multiples of 32
     storage = "The transformer's matrices are stored in fp8, everything else in fp16."
 
     def build_vae(self) -> AutoencoderKLWan:
@@ -33,7 +35,9 @@ class Wan22TI2V5B(WanFamily):
         return prepare(reading_padding_once(WanTransformer3DModel(**TRANSFORMER)), fp8, inner_linear)
 
     def denoising(self, latents, conditions, prompts, posterior_std, embeds, mask, batch_size, component):
-        return WanDenoising(latents, conditions, prompts, posterior_std, embeds, mask, batch_size, (0.0, 1.0), SHIFT)
+        return WanDenoising(
+            latents, conditions, prompts, self.hops, posterior_std, embeds, mask, batch_size, (0.0, 1.0), SHIFT
+        )
 
     def assemble(self, work: Path, folder: Path) -> None:
         pipe = WanImageToVideoPipeline(
@@ -46,9 +50,25 @@ class Wan22TI2V5B(WanFamily):
         )
         prompts.save_pipeline(pipe, work, folder)
 
-    def continuer(self, folder: Path, device: str) -> PromptContinuer:
+    def continuer(self, folder: Path, device: str) -> "TI2VContinuer":
         pipe = WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32)
-        return PromptContinuer(pipe, self.frames, device)
+        return TI2VContinuer(pipe, self.frames, device)
+
+
+class TI2VContinuer(PromptContinuer):
+    """Continues several frames as well, by their latents."""
+
+    def from_several(self, frames, prompt, steps, seed):
+        model = self.continuing(steps)
+        given = model.encode((frames * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        made = model.decode(model.denoise(given, prompt, seed))
+        return torch.from_numpy(made).permute(0, 3, 1, 2).float() / 255
+
+    def continuing(self, steps):
+        pipe = ContinueWan(**self.pipe.components, expand_timesteps=True)
+        pipe.set_progress_bar_config(disable=True)
+        size = Wan22TI2V5B.size
+        return Continuing(pipe, lambda prompt: {"prompt": prompt}, size, self.frames, steps, guidance_scale=1.0)
 
 
 FAMILY = Wan22TI2V5B()
