@@ -1,6 +1,7 @@
 """Hops on disk, a prompt for each, and what a video loses while it goes on."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,8 +9,21 @@ import torch
 from PIL import Image
 
 from data.make.measurements import drift
+from data.make.miniatures.families import family_of
 from helpers import clips
-from helpers.hops import HopError, Hops, prompt_of_each_hop
+from helpers.hops import (
+    ContinueWan,
+    HopError,
+    Hops,
+    Plan,
+    hop_frames,
+    latent_layout,
+    prompt_arguments,
+    prompt_of_each_hop,
+    prompts_at,
+)
+from helpers.lesson import use_onednn
+from helpers.models import Architecture, checkpoint
 
 pytestmark = pytest.mark.hops
 MADE_FROM = {"weights": "miniature", "size": [16, 8], "steps": 4}
@@ -24,12 +38,16 @@ def test_a_run_that_was_stopped_goes_on_with_the_hop_that_is_missing(tmp_path):
     first = Hops(tmp_path / "hops", **MADE_FROM)
     assert len(first) == 0 and not list(tmp_path.iterdir()) and first.latents(0) is None
     for number in range(2):
-        first.save_latents(number, torch.full((1, 2), float(number)))
+        first.save_latents(number, torch.full((1, 2), float(number)), seed=number)
         first.add(number, frames(number), prompt=f"prompt {number}", seed=number)
-    first.save_latents(2, torch.zeros(1, 2))  # and then it was killed
+    first.save_latents(2, torch.zeros(1, 2), seed=2)  # and then it was killed
 
     again = Hops(tmp_path / "hops", **MADE_FROM)
-    assert len(again) == 2 and again.latents(1).tolist() == [[1.0, 1.0]] and again.latents(2) is not None
+    assert len(again) == 2 and again.latents(1, seed=1).tolist() == [[1.0, 1.0]]
+    assert again.latents(2, seed=2) is not None and again.latents(2, seed=3) is None, "made from another seed"
+    path = tmp_path / "hops" / "003_latents.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert again.latents(2, seed=2) is None, "a damaged file counts as none"
     assert again.notes(1) == {"prompt": "prompt 1", "seed": 1}
     assert [int(frame.mean()) for frame in again.last(4, before)] == [0, 1, 1, 1]
     assert [int(frame.mean()) for frame in again.last(8, before)] == [9, 9, 0, 0, 0, 1, 1, 1]
@@ -64,6 +82,110 @@ def test_each_hop_has_a_prompt_and_the_last_one_goes_on():
         prompt_of_each_hop("a | b | c", 2)
     with pytest.raises(HopError, match="there is nothing"):
         prompt_of_each_hop("a | | c", 3)
+
+
+def test_each_hop_gets_the_sentence_that_is_true_at_its_time():
+    happens = ((0, "digs"), (2.0, "raises"), (3.0, "rests"))
+    assert prompts_at(happens, 6, 0.7) == ["digs"] * 3 + ["raises"] * 1 + ["rests"] * 2
+    assert prompts_at(happens[:1], 2, 5.0) == ["digs"] * 2
+
+
+def test_a_plan_says_what_the_whole_run_takes():
+    plan = Plan(20, 24, 25, 9, (288, 160), latent_bytes=2**20, hop_seconds=2.0, peak_vram_gib=1.5)
+    assert (plan.frames, plan.per_hop, plan.hops) == (480, 16, 30)
+    assert plan.disk_gib == pytest.approx(30 * (2**20 + 288 * 160 * 3 * 16) / 2**30)
+    shown = repr(plan)
+    assert "30 of 16 frames, after 9 that are given" in shown and "1 min 0 s, 2.0 s a hop" in shown and "1.50" in shown
+    assert "not known yet" in repr(Plan(0.1, 24, 25, 1, (288, 160), latent_bytes=1))
+    assert Plan(0.1, 24, 25, 1, (288, 160), latent_bytes=1).hops == 1
+    with pytest.raises(HopError, match="25 frames of context leave nothing to make in 25 frames: give less context"):
+        Plan(1, 24, 25, 25, (288, 160), latent_bytes=1)
+    for seconds in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(HopError, match="give more than 0"):
+            Plan(seconds, 24, 25, 9, (288, 160), latent_bytes=1)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("ltx_video", (8, 32, 128)), ("wan22_ti2v_5b", (4, 16, 48))])
+def test_a_latent_stands_for_frames_and_pixels(name, layout):
+    assert latent_layout(Architecture(name).component("vae")) == layout
+    miniature = Architecture(checkpoint(name, "miniature").repo).component("vae")
+    assert latent_layout(miniature)[0] == 4
+
+
+def test_memory_does_not_grow_with_the_number_of_hops(tmp_path):
+    def peak(count):
+        done, before = Hops(tmp_path / str(count), steps=count), np.zeros((9, 80, 144, 3), np.uint8)
+        tracemalloc.start()
+        for number in range(count):
+            seen = done.last(9, before)
+            done.save_latents(number, torch.zeros(1, 64, 7, 5, 9))
+            done.add(number, np.repeat(seen[-1:], 16, axis=0) + np.uint8(1))
+        total = sum(int(piece[:, 0, 0, 0].sum()) for piece in done.pieces())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert total == 16 * count * (count + 1) // 2, "every hop is there, in order"
+        return peak
+
+    peak(2)  # imports and caches
+    assert peak(30) < 1.05 * peak(3)
+
+
+@pytest.mark.parametrize("name", ["ltx_video", "wan22_ti2v_5b"])
+def test_no_frame_is_missing_or_twice_where_hops_meet(name):
+    """A mark that moves at constant speed, in hops whose latents are those of the true frames."""
+    use_onednn()
+    family = family_of(name)
+    model = family.continuer(checkpoint(name, "miniature").repo, "cpu").continuing(1)
+    count, (width, height) = family.context + 2 * (family.frames - family.context), family.size
+    rows, columns = np.mgrid[:height, :width]
+    true = np.full((count, height, width, 3), 90, np.uint8)
+    for at, frame in enumerate(true):
+        frame[(rows - 80) ** 2 + (columns - 60 - 3 * at) ** 2 < 30**2] = (220, 170, 40)
+    new = []
+    for begin in (0, family.frames - family.context):
+        window = true[begin : begin + family.frames]
+        frames = hop_frames(model, window[: family.context], model.encode(window))
+        assert len(frames) == 1 + family.frames - family.context, "the first repeats the last one seen"
+        new.append(frames[1:])
+    mark = np.concatenate([true[: family.context], *new])[:, 40:120, :, 2].astype(float)
+    weight = (90 - mark).clip(20) - 20  # the mark is the only thing without blue
+    places = (weight * np.arange(width)).sum((1, 2)) / weight.sum((1, 2))
+    steps = np.diff(places)
+    assert steps.min() > 1.5 and steps.max() < 4.5, steps.round(1)
+    assert abs(places[-1] - (60 + 3 * (count - 1))) < 2
+
+
+def test_given_latents_do_what_the_published_pipeline_does_with_a_picture():
+    """One latent frame handed to TI2V-5B is one picture encoded by its pipeline."""
+    use_onednn()
+    family = family_of("wan22_ti2v_5b")
+    continuer = family.continuer(checkpoint("wan22_ti2v_5b", "miniature").repo, "cpu")
+    model, frame = continuer.continuing(1), np.random.default_rng(0).integers(0, 256, (160, 288, 3), np.uint8)
+    prompt = "the excavator raises its arm"
+    ours = model.denoise(model.encode(frame[None]), prompt, seed=3)
+    theirs = model.denoise_frame(frame, prompt, seed=3)
+    assert ours.shape == theirs.shape == (1, 24, 7, 20, 36)
+    assert (ours - theirs).abs().max() < 1e-3
+    several = model.denoise(model.encode(np.repeat(frame[None], 9, axis=0)), prompt, seed=3)
+    assert several.shape == ours.shape and not torch.allclose(several[:, :, 1:3], ours[:, :, 1:3])
+
+
+def test_the_large_model_gets_anchor_tail_and_zeros():
+    repo = checkpoint("wan22_i2v_a14b", "miniature").repo
+    pipe = ContinueWan.from_pretrained(repo, transformer=None, transformer_2=None, text_encoder=None, tokenizer=None)
+    pipe.given = torch.randn(1, 16, 2, 18, 32)
+    random = torch.Generator().manual_seed(0)
+    noise, beside = pipe.prepare_latents(None, 1, 16, 144, 256, 17, torch.float32, "cpu", random)
+    assert noise.shape == (1, 16, 5, 18, 32) and beside.shape == (1, 20, 5, 18, 32)
+    assert torch.equal(beside[:, 4:, :2], pipe.given) and not beside[:, 4:, 2:].any()
+    assert beside[:, :4, 0].all() and not beside[:, :4, 1:].any(), "the mask marks the anchor alone"
+
+
+def test_embeddings_are_padded_to_the_length_that_the_model_knows():
+    given = prompt_arguments(torch.ones(3, 8), 5, with_mask=True, name="negative_prompt")
+    assert given["negative_prompt_embeds"].sum(-1).tolist() == [[8, 8, 8, 0, 0]]
+    assert given["negative_prompt_attention_mask"].tolist() == [[True] * 3 + [False] * 2]
+    assert list(prompt_arguments(torch.ones(3, 8), 5, with_mask=False)) == ["prompt_embeds"]
 
 
 def test_looks_say_what_fades():
@@ -107,5 +229,5 @@ def test_a_still_way_has_the_figures_of_a_still():
     ramp = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, 2)
     true = np.stack([ramp + 30 * number for number in range(4)]).astype(np.uint8)
     still = np.repeat(true[:1], 4, axis=0)
-    figures = drift.figures(still, true, true[0], hops=2)
-    assert figures["psnr"] == figures["psnr_freeze"] and figures["seam_over_usual"][0] == 0
+    figures = drift.figures(still, true, np.repeat(true[:1], 2, axis=0), hops=2, call=2)
+    assert figures["psnr"] == figures["psnr_freeze"] and figures["seam_over_usual"][1] == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.clips import WAYS, Clip, ClipError, at_rate, resample
+from helpers.clips import WAYS, Clip, ClipError, at_rate, resample, resample_pieces
 
 pytestmark = pytest.mark.clips
 
@@ -33,6 +33,19 @@ def test_seconds_and_places_stay_true(how, fps, to_fps, count):
     expected = 40 + 24 * np.arange(1, len(made) + 1) / to_fps
     # A frame that is held is up to one of the model's frames away from where the disc is by then.
     assert np.abs(places(made) - expected).max() < (24 / fps + 1 if how == "nearest" else 1.5)
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("to_fps", [24, 25, 30, 60])
+def test_frames_that_come_in_pieces_are_the_same(how, to_fps):
+    path = ball(np.arange(41) / 24)
+    whole = resample(path[1:], path[0], fps=24, to_fps=to_fps, how=how)
+    pieces = list(resample_pieces(np.split(path[1:], [16, 19, 32]), path[0], fps=24, to_fps=to_fps, how=how))
+    assert sum(map(len, pieces)) == len(whole)
+    if how == "motion":  # each piece is interpolated alone
+        assert np.abs(places(np.concatenate(pieces)) - places(whole)).max() < 1.5
+    else:
+        assert np.array_equal(np.concatenate(pieces), whole)
 
 
 def test_motion_moves_where_blend_doubles():

@@ -1,13 +1,15 @@
 """The renderer, whose seeds give the same scene everywhere, and the sample clips drawn with it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import av
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data.make.clips.sample_clips import SCENES
+from data.make.clips.sample_clips import SCENES, THEN
 from data.make.clips.scenes import ACTIONS, FPS, MACHINES, PROMPTS, SPEEDS, prompt_of, render
 from helpers import clips
 
@@ -118,6 +120,27 @@ def test_motion_continues(machine, action):
     assert psnr(longer[:, 0], longer[:, -1]) < 35
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_machine_does_one_thing_after_another(machine):
+    first, second = ACTIONS[machine][:2]
+    look = {"start": 0.5, "fps": 4, "size": (144, 80)}
+    alone, _ = render(machine, [SEED], first, "", frames=12, **look)
+    both, prompts = render(machine, [SEED], first, "", frames=12, then=[(1.5, second)], **look)
+    assert prompts == [f"{prompt_of(machine, first)} | {prompt_of(machine, second)}"]
+    assert (both[:, :6] - alone[:, :6]).abs().max() < 1e-3, "until then nothing differs"
+    assert (both[:, -1] - alone[:, -1]).abs().amax(1).gt(0.05).any(), "the other action shows"
+    steps = both.diff(dim=1).abs().mean((0, 2, 3, 4))
+    assert steps[6] < 2 * steps.max() / 1.2, "nothing jumps where the action changes"
+    drawn = [render(machine, [SEED, 8], first, "", frames=1, then=[(1.0, None)])[1] for _ in range(2)]
+    assert drawn[0] == drawn[1] and all(" | " in prompt for prompt in drawn[0]), "a seed draws its further actions"
+
+
+def test_the_log_disappears_in_the_chipper():
+    late, _ = render("wood chipper", [SEED], "pulls in the log", "quickly", start=6.0, frames=2)
+    without, _ = render("wood chipper", [SEED], "pulls in the log", "quickly", start=9.0, frames=2)
+    assert psnr(late[:, 0], without[:, 0]) > 25, "nothing comes out on the other side"
+
+
 def test_frame_rate_is_time():
     fast, _ = render("wheel loader", [SEED], "drives to the left", "", start=0.0, frames=9, fps=48)
     slow, _ = render("wheel loader", [SEED], "drives to the left", "", start=0.0, frames=5, fps=24)
@@ -167,16 +190,17 @@ def test_unknown_names(asked, named):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Each sample clip and its true continuation."""
+    """Each sample clip, and five seconds of its true continuation."""
     files = {name: (clips.CLIPS / f"{name}.mp4", clips.CLIPS / f"{name}_continues.mp4") for name in SCENES}
     with ThreadPoolExecutor(2) as pool:  # ffmpeg does the work
-        return {name: tuple(pool.map(clips.read, paths)) for name, paths in files.items()}
+        first = partial(clips.read, max_seconds=5.0, from_start=True)
+        return {name: tuple(pool.map(first, paths)) for name, paths in files.items()}
 
 
 def test_sample_files(pairs):
     files = sorted(path.name for path in clips.CLIPS.iterdir())
     assert files == sorted(f"{name}{ending}.mp4" for name in SCENES for ending in ("", "_continues"))
-    assert sum(path.stat().st_size for path in clips.CLIPS.iterdir()) <= 5_000_000
+    assert sum(path.stat().st_size for path in clips.CLIPS.iterdir()) <= 8_000_000
     assert clips.bundled() == sorted(SCENES)
 
 
@@ -185,11 +209,21 @@ def test_sample_sizes_and_rates(pairs):
         assert clip.size == continues.size == (1280, 720)
         assert clip.fps == continues.fps == FPS == 24
         assert (len(clip), len(continues)) == (72, 120)
+        with av.open(continues.path) as file:
+            assert file.streams.video[0].frames == 20 * FPS
 
 
 def test_exactly_one_pair_has_sound(pairs):
     sound = {name: (clip.has_audio, continues.has_audio) for name, (clip, continues) in pairs.items()}
     assert sorted(sound.values()) == [(False, False), (False, False), (True, True)], sound
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_sentences_say_what_happens_after_a_sample_clip(name):
+    machine, action, speed, _ = SCENES[name]
+    actions = ((0, action), *THEN[name])
+    assert clips.what_happens(name) == tuple((at, prompt_of(machine, what, speed)) for at, what in actions)
+    assert clips.what_happens("my_clip.mp4") == ()
 
 
 @pytest.mark.parametrize("name", SCENES)

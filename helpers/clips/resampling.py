@@ -8,6 +8,7 @@ Lessons 04 and 05 explain it: their models make 7 and 8 frames a second. Frames 
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -46,7 +47,7 @@ def resample(frames: np.ndarray, last: np.ndarray, *, fps: float, to_fps: float,
     if fps == to_fps and how in WAYS:
         return frames
     number = max(1, round(len(frames) * to_fps / fps))
-    return _resampled(frames, last, fps, to_fps, how, np.arange(number))
+    return _resampled(frames, last, fps, to_fps, how, np.arange(number), 0)
 
 
 def resample_pieces(
@@ -56,32 +57,43 @@ def resample_pieces(
 
     With "motion", each piece is interpolated alone, from the last frame before it.
     """
+    if fps == to_fps:
+        yield from pieces
+        return
     seen = made = 0
-    for frames in pieces:
-        if fps == to_fps:
-            yield frames
-            continue
-        end = round((seen + len(frames)) * to_fps / fps)
+    for frames, is_last in _with_last(pieces):
+        whole = (seen + len(frames)) * to_fps / fps
+        end = max(1, round(whole)) if is_last else math.floor(whole + 1e-9)  # what lies beyond needs the next piece
         if end > made:
-            yield _resampled(frames, last, fps, to_fps, how, np.arange(made, end) - seen * to_fps / fps)
+            yield _resampled(frames, last, fps, to_fps, how, np.arange(made, end), seen)
         seen, made, last = seen + len(frames), end, frames[-1]
 
 
+def _with_last(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Each piece, and whether it is the last one."""
+    pieces = iter(pieces)
+    current = next(pieces, None)
+    while current is not None:
+        following = next(pieces, None)
+        yield current, following is None
+        current = following
+
+
 def _resampled(
-    frames: np.ndarray, last: np.ndarray, fps: float, to_fps: float, how: str, which: np.ndarray
+    frames: np.ndarray, last: np.ndarray, fps: float, to_fps: float, how: str, which: np.ndarray, seen: int
 ) -> np.ndarray:
-    """Frames at the new rate; `which` counts them from the first of `frames`, and need not be whole numbers."""
+    """The frames `which` at the new rate, from those that follow the first `seen` at the old one."""
     if how not in WAYS:
         raise ClipError(f"resample={how!r}: there are {', '.join(WAYS)}.")
-    if how == "nearest":
-        middles = (which + 0.5) * fps / to_fps
-        return frames[np.clip(middles.astype(int), 0, len(frames) - 1)]
     path = np.concatenate([last[None], frames])
+    if how == "nearest":
+        middles = ((which + 0.5) * fps / to_fps).astype(int) - seen
+        return path[1 + middles.clip(-1, len(frames) - 1)]
     if how == "motion":
         return _along_motion(path, fps, to_fps)[1 : len(which) + 1]
-    at = np.clip((which + 1) * fps / to_fps, 0, len(frames))
-    before = np.minimum(at.astype(int), len(frames) - 1)
-    share = (at - before)[:, None, None, None]
+    at = np.clip((which + 1) * fps / to_fps, seen, seen + len(frames))
+    before = np.minimum(at.astype(int) - seen, len(frames) - 1)
+    share = (at - seen - before)[:, None, None, None]
     return np.stack([  # frame by frame, because floats take four times the memory
         (path[b] * (1 - s) + path[b + 1] * s).round().astype(np.uint8) for b, s in zip(before, share, strict=True)
     ])  # fmt: skip

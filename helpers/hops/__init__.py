@@ -17,6 +17,6 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "store": ("HopError", "Hops"),
     "latents": ("ContinueLTX", "ContinueWan"),
     "continuing": ("Continuing", "hop_frames", "hop_latents", "prompt_arguments"),
-    "plan": ("Plan",),
+    "plan": ("Plan", "latent_layout"),
     "prompts": ("prompt_of_each_hop", "prompts_at"),
 })

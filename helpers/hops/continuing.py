@@ -17,7 +17,9 @@ from helpers.hops.latents import ContinueLTX, ContinueWan
 EMPTY = Image.new("RGB", (32, 32))
 
 
-def prompt_arguments(embeds: torch.Tensor, length: int, with_mask: bool, name: str = "prompt") -> dict[str, torch.Tensor]:
+def prompt_arguments(
+    embeds: torch.Tensor, length: int, with_mask: bool, name: str = "prompt"
+) -> dict[str, torch.Tensor]:
     """What a pipeline is called with for the embeddings [tokens, channels] of a prompt: padded with zeros to `length`
     tokens, and for LTX-Video a mask of the prompt's own.
     """
@@ -84,8 +86,10 @@ class Continuing:
     def denoise_frame(self, frame: np.ndarray, prompt: str, seed: int) -> torch.Tensor:
         """Latents on the CPU that continue a single frame, `np.uint8` [H, W, 3], by the published pipeline."""
         pipe = self.pipe
-        kind, more = (LTXImageToVideoPipeline, {}) if self.is_ltx else (WanImageToVideoPipeline, {"expand_timesteps": True})
-        one = kind(**pipe.components, **more)
+        if self.is_ltx:
+            one = LTXImageToVideoPipeline(**pipe.components)
+        else:
+            one = WanImageToVideoPipeline(**pipe.components, expand_timesteps=pipe.config.expand_timesteps)
         one.set_progress_bar_config(disable=True)
         width, height = self.size
         call = {name: value for name, value in self.call.items() if name != "image_cond_noise_scale"}

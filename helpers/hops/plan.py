@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.charts.table import Table
 from helpers.hops.store import HopError
 from helpers.units import GIB, duration
+
+
+def latent_layout(vae: Any) -> tuple[int, int, int]:
+    """What a latent of an LTX or Wan VAE stands for: frames, pixels on each side, and the latent's channels."""
+    if hasattr(vae, "temporal_compression_ratio") and "latent_channels" in vae.config:
+        return vae.temporal_compression_ratio, vae.spatial_compression_ratio, vae.config.latent_channels
+    return vae.config.scale_factor_temporal, vae.config.scale_factor_spatial, vae.config.z_dim
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,11 +77,11 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """What to show: names and figures."""
-        each = self.hop_seconds
+        each, peak = self.hop_seconds, self.peak_vram_gib
         return [
             ("new frames", f"{self.frames}, {self.frames / self.fps:.2f} s"),
             ("hops", f"{self.hops} of {self.per_hop} frames, after {self.context} that are given"),
-            ("peak VRAM", "no forecast" if self.peak_vram_gib is None else f"{self.peak_vram_gib:.2f} GiB, in every hop"),
+            ("peak VRAM", "no forecast" if peak is None else f"{peak:.2f} GiB, in every hop"),
             ("disk", f"{self.disk_gib:.2f} GiB for the hops' latents and frames"),
             ("time", "not known yet" if each is None else f"{duration(self.hops * each)}, {each:.1f} s a hop"),
         ]

@@ -72,7 +72,7 @@ class Hops:
             save_file({"latents": latents.detach().cpu().contiguous()}, temporary, metadata)
 
     def latents(self, number: int, **made_from: Any) -> torch.Tensor | None:
-        """A hop's latents on the CPU, or `None` if there are none that were made from this, or their file is damaged."""
+        """A hop's latents on the CPU, or `None` if none were made from this, or if their file is damaged."""
         try:
             with safe_open(self._path(number, "latents.safetensors"), "pt") as file:
                 found = (file.metadata() or {}).get("made_from")

@@ -23,6 +23,9 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "offloading": ("offload_in_groups", "offload_sequentially"),
     "decoding": ("decode_saved", "to_frames"),
     "running": ("cap_vram", "generate", "measure_mode", "preparing", "start_device"),
-    "results": ("against_truth", "answered", "carry_over", "extend_clip", "extend_clip_by", "new_rate", "record_run", "true_frames"),
+    "results": (
+        "against_truth", "answered", "carry_over", "extend_clip", "extend_clip_by", "new_rate", "record_run",
+        "true_frames",
+    ),
     "wan": ("decode_wan", "encode_wan", "load_wan_vae", "pad_embeddings"),
-})
+})  # fmt: skip

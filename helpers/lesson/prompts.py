@@ -25,15 +25,13 @@ def encoder_from_files(checkpoint, encoder_class):
 def encode_prompts(load_text_half, encode, settings, prompts=None):
     """The embeddings [tokens, channels] of each prompt, on the CPU in fp32, from the cache or from the encoder.
 
-    `load_text_half()` returns a pipeline with tokenizer and encoder, and `encode(text_pipe, prompts, limit)` the
-    embeddings: all prompts at once, because the encoder may read from disk, and at most `limit` tokens of each. Also
-    returns this pipeline (`None` if all prompts were in the cache), and the meter. `prompts` are those of the settings
-    if they are not given.
+    `load_text_half()` returns a pipeline with tokenizer and encoder, `encode(text_pipe, prompts, limit)` embeddings of
+    all prompts at once, at most `limit` tokens of each. Also returns this pipeline (`None` if all prompts were in the
+    cache), and the meter. By default the prompts are those of the settings.
     """
     prompts = prompts or settings.prompts
     cache = CachedEmbeddings(settings.out_dir / "embeddings", settings.checkpoint, dtype=torch.float32)
-    text_embeds, text_pipe = [cache.load(prompt) for prompt in prompts], None
-    limit = settings.model.max_prompt_tokens
+    text_embeds, text_pipe, limit = [cache.load(prompt) for prompt in prompts], None, settings.model.max_prompt_tokens
     with VRAMMeter("encode the prompt") as meter, torch.no_grad():
         if any(embeds is None for embeds in text_embeds):
             text_pipe = load_text_half()

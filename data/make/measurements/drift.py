@@ -16,15 +16,19 @@ nothing has moved since.
 
 All figures are medians over clips, in lists with an entry per hop: "psnr" and "moving_psnr" in dB, the latter over
 pixels that differ from the clip's last frame; "contrast", "saturation" and "sharpness" relative to the first hop's
-(`helpers.clips.Looks`); "seam_over_usual", the step across the join over the usual step, of the frames before it.
+(`helpers.clips.Looks`); "seam_over_usual", the step across a join over the median step of the second before it, for the
+worst of the joins in a hop, because a way with more context makes fewer new frames in a call.
 "beats_freeze" and "right_beats_wrong" are shares of the clips over all hops. The figures of the best way have plain
 names, those of the others end in the way's name.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,22 +79,23 @@ def go_on(
     return new[:count]
 
 
-def figures(new: np.ndarray, true: np.ndarray, last: np.ndarray, hops: int) -> dict[str, list[float]]:
-    """The figures of one continuation, by hop; `last` is the clip's last frame [H, W, 3]."""
-    made, follows, frozen = floats(new), floats(true), floats(last[None])
+def figures(new: np.ndarray, true: np.ndarray, past: np.ndarray, hops: int, call: int) -> dict[str, list[float]]:
+    """The figures of one continuation of the frames `past`, by hop, which a call made `call` frames at a time."""
+    made, follows, frozen = floats(new), floats(true), floats(past[-1:])
     moves = ((follows - frozen).abs().amax(1, keepdim=True) > MOVES).float()
-    each, looks = len(new) // hops, Looks().add(np.concatenate([last[None], new]))
+    each, before, looks = len(new) // hops, len(past), Looks().add(np.concatenate([past, new]))
     rows: dict[str, list[float]] = {}
-    first = looks.mean(1, each + 1)
+    first, steps = looks.mean(before, before + each), [row[-1] for row in looks.rows]
     for hop in range(hops):
         part = slice(hop * each, (hop + 1) * each)
-        mean = looks.mean(part.start + 1, part.stop + 1)
-        steps = [row[-1] for row in looks.rows[part.start + 1 : part.stop + 1]]  # the first is the step across the join
+        mean = looks.mean(before + part.start, before + part.stop)
+        joins = [before + at for at in range(part.start, part.stop) if at % call == 0]
+        jumps = [steps[join] / max(statistics.median(steps[max(1, join - each) : join]), 1e-6) for join in joins]
         one = {
             "psnr": psnr(made[part], follows[part]),
             "moving_psnr": psnr(made[part], follows[part], moves[part]),
             "psnr_freeze": psnr(frozen.expand_as(follows[part]), follows[part]),
-            "seam_over_usual": steps[0] / max(statistics.median(steps[1:]), 1e-6),
+            "seam_over_usual": max(jumps),
         }
         one |= {name: mean[name] / max(first[name], 1e-9) for name in RATIOS}
         for name, value in one.items():
@@ -98,29 +103,46 @@ def figures(new: np.ndarray, true: np.ndarray, last: np.ndarray, hops: int) -> d
     return rows
 
 
-def measure(
-    name: str, folder: Path, clips: int, hops: int, seed: int, steps: int, ways: list[str], sheet: Path | None = None
-) -> dict:
-    """Continue the clips in each way; the last of `ways` is the best one, whose figures have plain names."""
+def continue_clip(
+    name: str, folder: Path, i: int, hops: int, seed: int, steps: int, ways: list[str]
+) -> tuple[dict[str, dict], dict, list[np.ndarray]]:
+    """Continue one clip in each way: the figures by way, those of a wrong prompt, and a row of pictures by way."""
     family = family_of(name)
     use_onednn()
-    continuer, cases, began = family.continuer(folder, "cpu"), cases_of(family), time.perf_counter()
-    by_way: dict[str, list[dict]] = {way: [] for way in ways}
-    wrong, pictures, given = [], [], max(family.context, family.fps)
-    for i in range(clips):
-        machine, drawn, prompt, other = cases[(i * 7) % len(cases)]
-        number, count = EVALUATION_SEEDS + seed * 100_000 + i, hops * (family.frames - 1)
-        video, _ = render(machine, [number], **drawn, frames=given + count, size=family.size, fps=family.fps)
-        video = pixels(video[0])
-        past, true = video[:given], video[given:]
-        for way in ways:
-            new = go_on(continuer, family, way, past, prompt, count, steps, i)
-            by_way[way].append(figures(new, true, past[-1], hops))
-            if sheet and len(pictures) < 12:
-                each = count // hops
-                pictures.append(np.concatenate([past[-1], *new[each - 1 :: each]], axis=1))
-        astray = go_on(continuer, family, ways[-1], past, other, count, steps, i)
-        wrong.append(figures(astray, true, past[-1], hops))
+    continuer, cases, given = family.continuer(folder, "cpu"), cases_of(family), max(family.context, family.fps)
+    machine, drawn, prompt, other = cases[(i * 7) % len(cases)]
+    number, count = EVALUATION_SEEDS + seed * 100_000 + i, hops * (family.frames - 1)
+    video, _ = render(machine, [number], **drawn, frames=given + count, size=family.size, fps=family.fps)
+    video = pixels(video[0])
+    past, true = video[:given], video[given:]
+    rows, pictures = {}, []
+    for way in ways:
+        new = go_on(continuer, family, way, past, prompt, count, steps, i)
+        call = family.frames - (1 if way == "last_frame" else family.context)
+        rows[way] = figures(new, true, past, hops, call)
+        each = count // hops
+        pictures.append(np.concatenate([past[-1], *new[each - 1 :: each]], axis=1))
+    astray = go_on(continuer, family, ways[-1], past, other, count, steps, i)
+    return rows, figures(astray, true, past, hops, call), pictures
+
+
+def measure(
+    name: str, folder: Path, clips: int, hops: int, seed: int, steps: int, ways: list[str], sheet: Path | None = None,
+    jobs: int = 1,
+) -> dict:  # fmt: skip
+    """Continue the clips in each way; the last of `ways` is the best one, whose figures have plain names. `jobs`
+    processes share the clips and the cores.
+    """
+    began, threads = time.perf_counter(), max(1, torch.get_num_threads() // jobs)
+    work = partial(continue_clip, name, folder, hops=hops, seed=seed, steps=steps, ways=ways)
+    if jobs == 1:
+        done = [work(i) for i in range(clips)]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+            done = list(pool.map(work, range(clips)))
+    by_way = {way: [rows[way] for rows, _, _ in done] for way in ways}
+    wrong, pictures = [astray for _, astray, _ in done], [row for _, _, some in done for row in some][:12]
     result: dict = {}
     for way, rows in by_way.items():
         suffix = "" if way == ways[-1] else f"_{way}"
@@ -147,10 +169,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_line(__doc__.splitlines()[0], 24, sheet)
     parser.add_argument("--hops", type=int, default=5, help="how often each is continued (default: %(default)s)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="the last one is the best (default: all that it can)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the clips (default: %(default)s)")
     args = parser.parse_args(argv)
     folder, steps = folder_and_steps(args)
     ways = args.ways or list(WAYS if family_of(args.model).context > 1 else WAYS[:1])
-    show(measure(args.model, folder, args.clips, args.hops, args.seed, steps, ways, args.sheet), args.json)
+    show(measure(args.model, folder, args.clips, args.hops, args.seed, steps, ways, args.sheet, args.jobs), args.json)
 
 
 if __name__ == "__main__":
