@@ -16,7 +16,7 @@ import pytest
 import torch
 from nbconvert import HTMLExporter
 
-from helpers import clips
+from helpers import clips, hops
 from helpers import lesson as helpers_lesson
 from helpers.forecast import CONTEXT_GIB
 from helpers.lesson import CachedEmbeddings, ParameterError
@@ -25,6 +25,7 @@ from helpers.models import checkpoint, model
 from helpers.run_lesson import main as run_lesson
 from tests.notebook_style import ROOT, notebooks, plain_python
 
+HOPS = "the wood chipper throws chips to the left | the wood chipper throws chips to the right"
 LONG_PROMPT = "the excavator lowers its arm and digs " * 40
 # notebook: the runs, each the parameters that differ from the defaults
 MATRIX = {
@@ -52,6 +53,13 @@ MATRIX = {
     },
     "06_scoreboard": {"defaults": {}},
     "07_slice_the_activations": {"defaults": {}},
+    "08_go_on": {
+        "defaults": {},
+        "other model": {
+            "model": "wan22_ti2v_5b", "clip": "wood_chipper", "seconds": 0.8, "prompt": HOPS, "way": "latents",
+            "latents_handed_over": 3, "steps": 1, "offload": "group_leaf", "compare": False, "resample": "nearest",
+        },
+    },
 }  # fmt: skip
 NAMES = {
     "01_ltx_video": "ltx_video", "02_wan22_ti2v_5b": "wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf": "wan22_i2v_a14b",
@@ -60,7 +68,7 @@ NAMES = {
 MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
-EXERCISES = [*NAMES, "06_scoreboard", "07_slice_the_activations"]  # the lessons with three to solve
+EXERCISES = [*NAMES, "06_scoreboard", "07_slice_the_activations", "08_go_on"]  # the lessons with three to solve
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "
@@ -376,6 +384,66 @@ def test_the_gguf_lesson_shows_what_only_it_can_show(executed, lesson):
     assert gib[0] + CONTEXT_GIB <= 12 < gib[1] + CONTEXT_GIB
 
 
+@pytest.mark.parametrize("lesson", ["08_go_on"])
+@pytest.mark.notebook
+def test_a_clip_goes_on_hop_after_hop_and_does_not_fade(executed, lesson):
+    folder = executed(lesson, "defaults") / "go_on" / "ltx_video" / "excavator"
+    record, source = json.loads((folder / "run.json").read_text()), clips.read("excavator")
+    assert record["parameters"]["hops"] == 8 and len(hops.Hops(folder / "hops")) == 8
+    longer = clips.read(folder / "continued.mp4")
+    assert len(longer) == len(source) + 5 * 24, "five seconds, to the frame"
+    assert np.array_equal(longer.frames[: len(source)], source.frames)
+    drift = record["joined"]["drift"]
+    for name in ("contrast", "saturation"):
+        assert 0.95 < drift["last"][name] / drift["first"][name] < 1.05, name
+    new = clips.fit(longer.frames[len(source) :], 288, 160)
+    truth = clips.continuation_truth(source, max_seconds=5.0).fit(288, 160).frames
+    frozen = clips.fit(source.frames[-1:], 288, 160).repeat(24, axis=0)
+    assert clips.psnr(new[-24:], truth[-24:]) > clips.psnr(frozen, truth[-24:]) + 2, "in its fifth second, too"
+    assert "worst" in printed(executed(lesson, "defaults"), lesson, "drift")
+
+
+@pytest.mark.parametrize("lesson", ["08_go_on"])
+@pytest.mark.notebook
+def test_a_stopped_run_goes_on_with_the_hop_that_is_missing(executed, lesson, tmp_path):
+    out = executed(lesson, "other model")
+    folder = out / "go_on" / "wan22_ti2v_5b" / "wood_chipper"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["parameters"]["prompts"] == HOPS.split(" | ") and record["offload"] == "group_leaf"
+    assert len(clips.read(folder / "continued.mp4")) == 72 + round(0.8 * 24)
+    assert printed(out, lesson, "hops") == "2 hops to go\n"
+    again = shutil.copytree(out, tmp_path / "out")
+    kept = again / "go_on" / "wan22_ti2v_5b" / "wood_chipper" / "hops"
+    (kept / "002_frames.npy").unlink()  # as if it had been stopped while it decoded the second hop
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir() if path.name.startswith("001")}
+    words = [word for name, value in MATRIX[lesson]["other model"].items() for word in ("-p", name, str(value))]
+    assert run_lesson([lesson, "--out", str(again), *words]) == 0
+    assert printed(again, lesson, "hops") == "1 of 2 hops are finished\n"
+    assert before == {path.name: path.stat().st_mtime_ns for path in kept.iterdir() if path.name.startswith("001")}
+    first, second = (np.load(one / "002_frames.npy") for one in (folder / "hops", kept))
+    assert np.array_equal(first, second)
+    assert run_lesson([lesson, "--out", str(again), *words, "-p", "steps", "2"]) == 1, "hops of other parameters"
+    assert len(hops.Hops(kept)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"model": "svd_xt"}, "ltx_video, wan22_ti2v_5b"),
+        ({"way": "glue"}, "last_frame, several, latents, anchor"),
+        ({"seconds": 0}, "seconds=0"),
+        ({"latents_handed_over": 0}, "nearest: 1"),
+    ],
+)
+def test_wrong_values_of_the_lesson_of_hops_are_refused_at_once(tmp_path, given, expected):
+    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "08_go_on.ipynb", 4).cells}
+    values = {"Optional": Optional}
+    exec(cells["parameters"], values)
+    values |= given | {"out_dir": str(tmp_path)}
+    with pytest.raises(ParameterError, match=expected):
+        exec(cells["check"], values)
+
+
 WRITTEN_OUT = {
     "01_ltx_video": [
         helpers_lesson.encoder_from_files, helpers_lesson.encode_prompts, helpers_lesson.cap_vram,
@@ -386,6 +454,7 @@ WRITTEN_OUT = {
         helpers_lesson.encode_wan, helpers_lesson.load_wan_vae, helpers_lesson.pad_embeddings,
         helpers_lesson.decode_wan,
     ],
+    "08_go_on": [hops.ContinueLTX, hops.hop_latents, hops.hop_frames],
 }  # fmt: skip
 
 
@@ -408,8 +477,8 @@ def result_of(folder, lesson):
 
 
 def functions(source):
-    """The lines of each function at the top of a piece of Python, by its name."""
-    tops = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    """The lines of each function and class at the top of a piece of Python, by its name."""
+    tops = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return {node.name: source.splitlines()[node.lineno - 1 : node.end_lineno] for node in tops}
 
 
