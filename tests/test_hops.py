@@ -16,6 +16,7 @@ from helpers.hops import (
     HopError,
     Hops,
     Plan,
+    Progress,
     hop_frames,
     latent_layout,
     prompt_arguments,
@@ -231,3 +232,15 @@ def test_a_still_way_has_the_figures_of_a_still():
     still = np.repeat(true[:1], 4, axis=0)
     figures = drift.figures(still, true, np.repeat(true[:1], 2, axis=0), hops=2, call=2)
     assert figures["psnr"] == figures["psnr_freeze"] and figures["seam_over_usual"][1] == 0
+
+
+def test_progress_says_hop_step_and_time_left(capsys):
+    progress = Progress(3, 4, finished=1)
+    assert repr(progress) == "hop 2 of 3, step 0 of 4" and progress.seconds_left is None
+    tensors = {"latents": torch.zeros(1)}
+    assert progress.step(None, 1, None, tensors) is tensors
+    assert repr(progress) == "hop 2 of 3, step 2 of 4"
+    progress.hop()
+    assert repr(progress).startswith("hop 3 of 3, step 0 of 4, about 0 s left")
+    progress.hop()
+    assert repr(progress) == "all 3 hops are finished, 2 of them now"

@@ -18,5 +18,6 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "latents": ("ContinueLTX", "ContinueWan"),
     "continuing": ("Continuing", "hop_frames", "hop_latents", "prompt_arguments"),
     "plan": ("Plan", "latent_layout"),
+    "progress": ("Progress",),
     "prompts": ("prompt_of_each_hop", "prompts_at"),
 })

@@ -40,7 +40,7 @@ class Continuing:
         size: (width, height) in pixels.
         num_frames: How many one call returns, those that are given included.
         steps: Denoising steps.
-        call: Further arguments of the pipeline.
+        call: Further arguments of the pipeline, `callback_on_step_end` for example.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Continuing:
         return (encoded.float().cpu() - mean) / std
 
     @torch.no_grad()
-    def denoise(self, given: torch.Tensor, prompt: str, seed: int, **call: Any) -> torch.Tensor:
+    def denoise(self, given: torch.Tensor, prompt: str, seed: int) -> torch.Tensor:
         """Latents on the CPU that begin with `given` and continue it."""
         self.pipe.given = given
         seen = {"conditions": [LTXVideoCondition(image=EMPTY)]} if self.is_ltx else {"image": EMPTY}
@@ -79,7 +79,7 @@ class Continuing:
         return self.pipe(
             **seen, **self.embed(prompt), width=width, height=height, num_frames=self.num_frames,
             num_inference_steps=self.steps, generator=torch.Generator().manual_seed(seed), output_type="latent",
-            **self.call, **call,
+            **self.call,
         ).frames.cpu()  # fmt: skip
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ RESULTS = {"continued.mp4": "clip", "poster.png": "poster", "run.json": "record"
 # Errors of the lessons that say what to do: no traceback could add to them. A list of them becomes one line.
 CLEAR_ERRORS = {
     "ArchitectureError", "CheckpointError", "ClipError", "DownloadError", "DummyError", "EnvironmentProblem",
-    "GGUFError", "ParameterError", "RequestError",
+    "GGUFError", "HopError", "ParameterError", "RequestError",
 }  # fmt: skip
 LIST = "\n- "
 

@@ -2,6 +2,7 @@
 
     python -m data.make.measurements.drift ltx_video --clips 24 --hops 5 --seed 0 --json
     python -m data.make.measurements.drift ltx_video --clips 4 --ways last_frame several --sheet hops.png
+    python -m data.make.measurements.drift ltx_video --hops 10 --jobs 2 --json > data/measurements/drift/ltx_video.json
 
 A hop is as many frames as one call makes from a single frame. Each way of going on gets the same clips, prompts and
 noise, and is compared with the frames that really follow:
@@ -156,7 +157,7 @@ def measure(
     ) / len(best)
     result |= {"beats_freeze": share(best, "psnr_freeze"), "right_beats_wrong": share(wrong, "psnr")}
     result |= {
-        "model": name, "best": ways[-1], "clips": clips, "hops": hops, "seed": seed, "steps": steps,
+        "model": name, "best": ways[-1], "ways": list(ways), "clips": clips, "hops": hops, "seed": seed, "steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
     if sheet:

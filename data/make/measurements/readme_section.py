@@ -84,6 +84,34 @@ def sliced_lines(data: Path) -> list[str]:
     ]
 
 
+def drift_lines(data: Path) -> list[str]:
+    """What hops lose, by the way of handing over; no lines without a record."""
+    lines: list[str] = []
+    for path in sorted((data / "measurements" / "drift").glob("*.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        ends = sorted({1, 5, one["hops"]})
+        heads = [f"hop {hop}: PSNR, all / moving" for hop in ends]
+        heads += [f"{name} at {one['hops']}" for name in ("contrast", "saturation", "sharpness")]
+        lines += [
+            "",
+            f"Hop after hop ([lesson 08](../../notebooks/08_go_on.ipynb)), the miniature of `{one['model']}`: medians "
+            f"over {one['clips']} clips that it was never trained on, each continued for {one['hops']} hops of a "
+            f"second, by `python -m data.make.measurements.drift {one['model']} --clips {one['clips']} --hops "
+            f"{one['hops']}`. Contrast, saturation and sharpness are relative to hop 1. {one['beats_freeze']:.0%} of "
+            f"the clips that `{one['best']}` makes are nearer to the truth than the frozen last frame, and "
+            f"{one['right_beats_wrong']:.0%} are nearer with the right prompt than with a wrong one.",
+            "",
+            f"| handed over | {' | '.join(heads)} | worst join |",
+            "|---" * (len(heads) + 2) + "|",
+        ]
+        for way in one["ways"]:
+            end = "" if way == one["best"] else f"_{way}"
+            cells = [f"{one['psnr' + end][hop - 1]:.1f} / {one['moving_psnr' + end][hop - 1]:.1f}" for hop in ends]
+            cells += [f"{one[name + end][-1]:.0%}" for name in ("contrast", "saturation", "sharpness")]
+            lines.append(f"| {way} | {' | '.join(cells)} | {max(one['seam_over_usual' + end]):.1f} |")
+    return lines
+
+
 def section(rows: Sequence[Row], whole: Sequence[dict], data: Path = ROOT / "data") -> str:
     """The section in Markdown: a table of the modes, the charts, and the whole runs within the budget."""
     device, names = rows[0].device, dict.fromkeys(row.set_up for row in rows)
@@ -130,6 +158,7 @@ def section(rows: Sequence[Row], whole: Sequence[dict], data: Path = ROOT / "dat
         lines += ["", note]
     lines += sliced_lines(data)
     lines += ram_table(data)
+    lines += drift_lines(data)
     lines += [
         "",
         "`python -m data.make.measurements.lessons` runs the lessons on your own GPU and adds its record. "
