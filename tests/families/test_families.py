@@ -41,7 +41,13 @@ def test_it_continues_a_frame_through_the_real_pipeline(untrained):
     clips, prompt = clip_of(family, frames=1)
     frames = continuer.from_one(clips[0, 0].float() / 255, 0.5 if family.ambient else prompt, 1, 0)
     assert frames.shape == (continuer.frames, 3, *reversed(family.size)) and torch.isfinite(frames).all()
-    assert family.context == 1
+    if family.context == 1:
+        with pytest.raises(NotImplementedError, match="continues a single frame"):
+            continuer.continuing(1)
+    else:
+        several, continuer.frames = torch.cat([frames, frames])[: family.context], family.frames
+        more = continuer.from_several(several, prompt, 1, 0)
+        assert more.shape == (family.frames, 3, *reversed(family.size)) and torch.isfinite(more).all()
 
 
 @pytest.mark.parametrize("name", MODELS)

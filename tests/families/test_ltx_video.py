@@ -12,7 +12,7 @@ LTX = family_of("ltx_video")
 
 
 def test_ltx_counts_time_as_its_two_pipelines_do():
-    latents, indices = torch.randn(2, 64, 3, 4, 6).half(), torch.tensor([0, 1])
+    latents, indices = torch.randn(2, 64, 3, 4, 6).half(), torch.tensor([0, 0])
     embeds, mask = torch.randn(3, 9, prompts.WIDTH), torch.ones(3, 9)
     denoising = LTX.denoising(latents, None, indices, torch.ones(64), embeds, mask, 2, "transformer")
     denoiser = LTX.build_denoiser()

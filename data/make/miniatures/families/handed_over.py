@@ -4,7 +4,8 @@ A clip that goes on hop after hop is continued from frames that the model itself
 trained only on the latents of real frames trusts these mistakes and adds its own to them. Here the training set
 consists of chains of clips, each of which begins with the last frames of the one before it. The context of a clip is
 what the denoiser predicts at the end of the one before, and that was predicted from such a context in turn, so the
-denoiser sees what many hops accumulate; its target is the truth.
+denoiser sees what many hops accumulate; its target is the truth. (Stable Video Infinity, arXiv:2510.09212, fine-tunes
+Wan on its own errors in the same spirit.)
 """
 
 import torch
@@ -47,12 +48,14 @@ class HandedOver:
         """
         n, device = len(pick), pick.device
         shape = (-1, 1, 1, 1, 1)
-        anchor = self.latents[self.chain[pick] + torch.randint(self.hops, (n,), device=device)][:, :, :1].float()
+        there = self.chain[pick] + torch.randint(self.hops, (n,), device=device)
+        anchor = self.latents[there.clamp(max=len(self.latents) - 1)][:, :, :1].float()
         first = torch.where((torch.rand(n, device=device) < 0.5).view(shape), anchor, clean[:, :, :1])
         wrong = 1.25 * torch.rand(n, device=device) * (torch.rand(n, device=device) < 0.75) * self.follows[pick]
-        made = self.ends[(pick - 1).clamp(min=0)][:, :, -TAIL:].float()
-        handed = torch.lerp(clean[:, :, 1 : 1 + TAIL], made, wrong.view(shape))
-        return torch.cat([first, handed, clean[:, :, 1 + TAIL :]], dim=2)
+        tail = min(TAIL, clean.shape[2] - 1)
+        made = self.ends[(pick - 1).clamp(min=0)][:, :, -tail:].float()
+        handed = torch.lerp(clean[:, :, 1 : 1 + tail], made, wrong.view(shape))
+        return torch.cat([first, handed, clean[:, :, 1 + tail :]], dim=2)
 
     def keep(self, pick: torch.Tensor, predicted: torch.Tensor, sigma: torch.Tensor, given: torch.Tensor) -> None:
         """Keep the predictions [n, C, T, H, W] that are almost clean and whose context is one that is handed over."""

@@ -145,7 +145,7 @@ class WanDenoising(ExpertDenoising):
         # the less noise, the more precise it has to be; few steps of a miniature lie below a half
         error = (predicted - clean) ** 2 / sigma.clamp(min=0.5) * self.channel_weights
         unknown = (self.at >= given.view(-1, 1, 1, 1, 1)).sum() * clean[0, :, 0].numel()
-        return error.sum() / unknown
+        return error.sum() / unknown.clamp(min=1)
 
     @torch.no_grad()
     def follow(self, denoiser) -> None:
