@@ -19,8 +19,8 @@ SENTENCES = {  # what happens next in the bundled clips
 WHAT_HAPPENS = {  # in the twenty seconds after a bundled clip: from which second on, and what
     "excavator": ((0, SENTENCES["excavator"]), (8, "the excavator raises its arm"), (10, SENTENCES["excavator"])),
     "wheel_loader": (
-        (0, SENTENCES["wheel_loader"]), (6, "the wheel loader drives to the left slowly"),
-        (14, "the wheel loader raises its bucket slowly"), (16, "the wheel loader lowers its bucket slowly"),
+        (0, SENTENCES["wheel_loader"]), (10 / 3, "the wheel loader drives to the left slowly"),
+        (12, "the wheel loader raises its bucket slowly"), (14, "the wheel loader lowers its bucket slowly"),
     ),
     "wood_chipper": (
         (0, SENTENCES["wood_chipper"]), (6, "the wood chipper throws chips to the right"),

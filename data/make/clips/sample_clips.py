@@ -28,7 +28,7 @@ SCENES = {  # file name: machine, action, speed, seed
 THEN = {  # further actions, and when they begin, in seconds after the clip: `helpers.clips.what_happens` says the same
     "excavator": ((8, "raises its arm"), (10, "lowers its arm and digs")),
     "wood_chipper": ((6, "throws chips to the right"), (12, "throws chips to the left")),
-    "wheel_loader": ((6, "drives to the left"), (14, "raises its bucket"), (16, "lowers its bucket")),
+    "wheel_loader": ((10 / 3, "drives to the left"), (12, "raises its bucket"), (14, "lowers its bucket")),
 }
 SECONDS, CONTINUES = 3, 20
 SIZE = (1280, 720)
