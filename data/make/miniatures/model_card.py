@@ -111,7 +111,7 @@ def card(name: str, metrics: dict) -> str:
         seconds="one second" if seconds == 1 else f"{seconds} seconds",
         stages=stages,
         storage=family.storage,
-        context=CONTEXT.format(**several, **metrics) if family.context > 1 else "",
+        context=CONTEXT.format(**several, **metrics) if "psnr_context" in metrics else "",
         **{f"{measure}_wrong": metrics[f"{measure}_{wrong}"] for measure in ("psnr", "ssim", "moving_psnr")},
         **words | {"encoder": encoder},
         **metrics,
