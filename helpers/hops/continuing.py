@@ -13,6 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from helpers.hops.latents import ContinueLTX, ContinueWan
+from helpers.hops.plan import latent_layout
 
 EMPTY = Image.new("RGB", (32, 32))
 
@@ -49,9 +50,8 @@ class Continuing:
     ) -> None:  # fmt: skip
         self.pipe, self.embed, self.size, self.num_frames, self.steps = pipe, embed, size, num_frames, steps
         self.is_ltx = isinstance(pipe, LTXConditionPipeline)
-        self.per_latent = pipe.vae_temporal_compression_ratio if self.is_ltx else pipe.vae_scale_factor_temporal
-        # without noise on what is given, which is exact
-        self.call = ({"image_cond_noise_scale": 0.0} if self.is_ltx else {}) | call
+        self.per_latent, self.per_side, _ = latent_layout(pipe.vae)
+        self.call = call
 
     def _scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean and the deviation of the latents' channels."""
@@ -74,7 +74,9 @@ class Continuing:
     def denoise(self, given: torch.Tensor, prompt: str, seed: int) -> torch.Tensor:
         """Latents on the CPU that begin with `given` and continue it."""
         self.pipe.given = given
-        seen = {"conditions": [LTXVideoCondition(image=EMPTY)]} if self.is_ltx else {"image": EMPTY}
+        seen: dict[str, Any] = {"image": EMPTY}
+        if self.is_ltx:  # without noise on what is given, which is exact
+            seen = {"conditions": [LTXVideoCondition(image=EMPTY)], "image_cond_noise_scale": 0.0}
         width, height = self.size
         return self.pipe(
             **seen, **self.embed(prompt), width=width, height=height, num_frames=self.num_frames,
@@ -92,14 +94,14 @@ class Continuing:
             one = WanImageToVideoPipeline(**pipe.components, expand_timesteps=pipe.config.expand_timesteps)
         one.set_progress_bar_config(disable=True)
         width, height = self.size
-        call = {name: value for name, value in self.call.items() if name != "image_cond_noise_scale"}
         latents = one(
             image=Image.fromarray(frame), **self.embed(prompt), width=width, height=height, num_frames=self.num_frames,
-            num_inference_steps=self.steps, generator=torch.Generator().manual_seed(seed), output_type="latent", **call,
+            num_inference_steps=self.steps, generator=torch.Generator().manual_seed(seed), output_type="latent",
+            **self.call,
         ).frames.cpu()  # fmt: skip
         if latents.ndim == 3:  # LTX-Video's are a row of tokens
-            count, per_side = (self.num_frames - 1) // self.per_latent + 1, pipe.vae_spatial_compression_ratio
-            latents = latents.transpose(1, 2).unflatten(2, (count, height // per_side, width // per_side))
+            count = (self.num_frames - 1) // self.per_latent + 1
+            latents = latents.transpose(1, 2).unflatten(2, (count, height // self.per_side, width // self.per_side))
         return latents
 
     @torch.no_grad()

@@ -3,7 +3,8 @@
     python -m data.make.clips.sample_clips      # writes data/clips/*.mp4
 
 Three clips of 3 s at 1280x720 and 24 frames per second, each with the following 20 s in a separate file, in which the
-machine does one thing after another. The wood chipper has sound, which is synthesised here: the motor's hum, the beat of the blades, and a rattle for every chip.
+machine does one thing after another. The wood chipper has sound, which is synthesised here: the motor's hum, the beat of
+the blades, and a rattle for every chip.
 """
 
 import argparse
