@@ -156,6 +156,13 @@ def test_no_frame_is_missing_or_twice_where_hops_meet(name):
     assert abs(places[-1] - (60 + 3 * (count - 1))) < 2
 
 
+def test_a_hop_fades_in_from_the_last_frame():
+    last, made = np.full((4, 6, 3), 90, np.uint8), np.full((9, 4, 6, 3), 100, np.uint8)
+    faded = clips.fade_in(made, last, over=4)
+    assert faded[:, 0, 0, 0].tolist() == [90, 92, 94, 96, 98, 100, 100, 100, 100]
+    assert np.array_equal(clips.fade_in(made, made[0]), made), "nothing lacks, nothing changes"
+
+
 def test_given_latents_do_what_the_published_pipeline_does_with_a_picture():
     """One latent frame handed to TI2V-5B is one picture encoded by its pipeline."""
     use_onednn()

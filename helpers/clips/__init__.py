@@ -22,7 +22,7 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "fitting": ("FITS", "fit", "unfit"),
     "resampling": ("WAYS", "at_rate", "resample", "resample_pieces"),
     "drift": ("Drift", "Looks"),
-    "joining": ("Seam", "carry_detail", "carry_grain", "match_colour", "psnr", "seam", "stitch"),
+    "joining": ("Seam", "carry_detail", "carry_grain", "fade_in", "match_colour", "psnr", "seam", "stitch"),
     "extending": ("ORIGINALS", "Extended", "extend"),
     "video.sound": ("AFTERWARDS",),
     "writing": ("write",),

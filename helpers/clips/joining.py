@@ -101,6 +101,19 @@ def carry_detail(frames: np.ndarray, reference: np.ndarray, last: np.ndarray) ->
     return detailed
 
 
+def fade_in(frames: np.ndarray, last: np.ndarray, over: int = 6) -> np.ndarray:
+    """Let a hop begin exactly where the video ends: what the model's version of its last frame lacks fades in.
+
+    Args:
+        frames: `np.uint8` [1 + T, H, W, 3]; the first repeats `last`.
+        last: `np.uint8` [H, W, 3].
+        over: How many frames after the first the difference is spread over.
+    """
+    lacks = last.astype(np.float32) - frames[0]
+    weight = (1 - np.arange(len(frames)) / (over + 1)).clip(0).reshape(-1, 1, 1, 1)
+    return (frames + weight * lacks).clip(0, 255).round().astype("uint8")
+
+
 def sharpness_kept(before: np.ndarray, after: np.ndarray) -> float:
     """How sharp a frame is compared with the one before: the ratio of the deviations of their Laplacians.
 

@@ -7,7 +7,8 @@
         seen, made_from = done.last(9, past.frames), {"prompt": prompts[number], "seed": number}
         latents = hops.hop_latents(model, seen, None, **made_from)
         done.save_latents(number, latents, **made_from)
-        done.add(number, hops.hop_frames(model, seen, latents)[1:], **made_from)
+        frames = clips.fade_in(hops.hop_frames(model, seen, latents), seen[-1])
+        done.add(number, frames[1:], **made_from)
     clips.extend(clip, done.pieces, rate=24, path="continued.mp4")  # with a few frames in RAM
 """
 

@@ -13,7 +13,7 @@ noise, and is compared with the frames that really follow:
 - "anchor": the same, and the first is that of the clip's last frame, in every hop.
 
 All but the first give the new frames the grain that the model's own version of the clip's last frame lacks, wherever
-nothing has moved since.
+nothing has moved since, and let each hop begin exactly where the one before it ended (`helpers.clips.fade_in`).
 
 All figures are medians over clips, in lists with an entry per hop: "psnr" and "moving_psnr" in dB, the latter over
 pixels that differ from the clip's last frame; "contrast", "saturation" and "sharpness" relative to the first hop's
@@ -41,7 +41,7 @@ from data.make.miniatures.dataset import EVALUATION_SEEDS
 from data.make.miniatures.evaluate import MOVES, cases_of, command_line, folder_and_steps, psnr, show
 from data.make.miniatures.families import Family, family_of
 from data.make.miniatures.families.protocol import Continuer
-from helpers.clips import Looks, carry_detail
+from helpers.clips import Looks, carry_detail, fade_in
 from helpers.hops import hop_frames, hop_latents
 from helpers.lesson import use_onednn
 
@@ -75,7 +75,8 @@ def go_on(
         else:
             previous = None if way == "several" else latents
             latents = hop_latents(model, seen, previous, prompt, noise, anchor)
-            made = carry_detail(hop_frames(model, seen, latents)[1:], ours, past[-1])
+            made = carry_detail(hop_frames(model, seen, latents), ours, past[-1])
+            made = fade_in(made, seen[-1])[1:]
         new, hop = np.concatenate([new, made]), hop + 1
     return new[:count]
 
