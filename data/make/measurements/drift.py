@@ -47,6 +47,7 @@ from helpers.lesson import use_onednn
 
 WAYS = ("last_frame", "several", "latents", "anchor")
 RATIOS = ("contrast", "saturation", "sharpness")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pixels(frames: torch.Tensor) -> np.ndarray:
@@ -111,7 +112,7 @@ def continue_clip(
     """Continue one clip in each way: the figures by way, those of a wrong prompt, and a row of pictures by way."""
     family = family_of(name)
     use_onednn()
-    continuer, cases, given = family.continuer(folder, "cpu"), cases_of(family), max(family.context, family.fps)
+    continuer, cases, given = family.continuer(folder, DEVICE), cases_of(family), max(family.context, family.fps)
     machine, drawn, prompt, other = cases[(i * 7) % len(cases)]
     number, count = EVALUATION_SEEDS + seed * 100_000 + i, hops * (family.frames - 1)
     video, _ = render(machine, [number], **drawn, frames=given + count, size=family.size, fps=family.fps)
@@ -159,6 +160,7 @@ def measure(
     result |= {"beats_freeze": share(best, "psnr_freeze"), "right_beats_wrong": share(wrong, "psnr")}
     result |= {
         "model": name, "best": ways[-1], "ways": list(ways), "clips": clips, "hops": hops, "seed": seed, "steps": steps,
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE,
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
     if sheet:

@@ -66,11 +66,13 @@ class PromptContinuer:
         self.pipe, self.frames = pipe.to(device), frames
         self.pipe.set_progress_bar_config(disable=True)
 
-    def from_one(self, frame: torch.Tensor, prompt: str | float, steps: int, seed: int) -> torch.Tensor:
+    def from_one(
+        self, frame: torch.Tensor, prompt: str | float, steps: int, seed: int, output_type: str = "pt"
+    ) -> torch.Tensor:
         height, width = frame.shape[-2:]
         out = self.pipe(
             height=height, width=width, num_frames=self.frames, num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(seed), output_type="pt", **self.arguments(frame, prompt),
+            generator=torch.Generator().manual_seed(seed), output_type=output_type, **self.arguments(frame, prompt),
         )  # fmt: skip
         return out.frames[0].float().cpu()
 

@@ -43,16 +43,15 @@ class HandedOver:
     def context(self, pick: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """The latents [n, C, T, H, W] to condition the clips `pick` on, whose true latents are `clean`.
 
-        Half of the time the first latent frame, a single frame, is an *anchor*: one of anywhere in the chain. Half of
-        the handed-over ones are true, so that the denoiser keeps trusting a context that deserves it; the others lie
-        between the truth and the prediction, or a little beyond it.
+        Half of the time the first latent frame, a single frame, is an *anchor*: one of anywhere in the chain. The
+        handed-over ones lie between the truth and the prediction, or a little beyond it.
         """
         n, device = len(pick), pick.device
         shape = (-1, 1, 1, 1, 1)
         there = self.chain[pick] + torch.randint(self.hops, (n,), device=device)
         anchor = self.latents[there.clamp(max=len(self.latents) - 1)][:, :, :1].float()
         first = torch.where((torch.rand(n, device=device) < 0.5).view(shape), anchor, clean[:, :, :1])
-        wrong = 1.25 * torch.rand(n, device=device) * (torch.rand(n, device=device) < 0.5) * self.follows[pick]
+        wrong = 1.25 * torch.rand(n, device=device) * (torch.rand(n, device=device) < 0.75) * self.follows[pick]
         tail = min(TAIL, clean.shape[2] - 1)
         made = self.ends[(pick - 1).clamp(min=0)][:, :, -tail:].float()
         handed = torch.lerp(clean[:, :, 1 : 1 + tail], made, wrong.view(shape))

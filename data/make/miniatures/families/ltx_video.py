@@ -154,7 +154,7 @@ class LTXContinuer(Continuer):
         embeds, mask, _, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
-    def _call(self, pipe, frames, prompt, steps, seed, **given):
+    def _call(self, pipe, frames, prompt, steps, seed, output_type="pt", **given):
         height, width = frames.shape[-2:]
         out = pipe(
             **self._embed(prompt),
@@ -165,13 +165,13 @@ class LTXContinuer(Continuer):
             num_inference_steps=steps,
             guidance_scale=1.0,
             generator=torch.Generator().manual_seed(seed),
-            output_type="pt",
+            output_type=output_type,
             **given,
         )
         return out.frames[0].float().cpu()
 
-    def from_one(self, frame, prompt, steps, seed):
-        return self._call(self.pipe, frame[None], prompt, steps, seed, image=frame[None])
+    def from_one(self, frame, prompt, steps, seed, output_type="pt"):
+        return self._call(self.pipe, frame[None], prompt, steps, seed, output_type, image=frame[None])
 
     def from_several(self, frames, prompt, steps, seed):
         images = self.pipe.video_processor.numpy_to_pil(frames.permute(0, 2, 3, 1).numpy())
