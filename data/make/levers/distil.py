@@ -159,10 +159,9 @@ def evaluate(continuer, cases: list, steps: tuple[int, ...], answers: list[torch
             made = continuer.from_one(video[0], prompt, count, i)[1:]
             rows[count].append((psnr(made, true), psnr(made, true, moves), psnr(made, answer)))
     names = ("psnr", "moving_psnr", "psnr_to_20")
-    return {
-        count: {name: round(statistics.median(column), 3) for name, column in zip(names, zip(*some), strict=True)}
-        for count, some in rows.items()
-    }
+    median = lambda column: round(statistics.median(column), 3)  # noqa: E731
+    medians = {count: [median(one) for one in zip(*some, strict=True)] for count, some in rows.items()}
+    return {count: dict(zip(names, figures, strict=True)) for count, figures in medians.items()}
 
 
 def distil(model: str, steps: int, clips: int, minutes: float, evaluated: int, folder: Path, device: str) -> dict:
