@@ -10,8 +10,8 @@ import torch
 
 from helpers.models import Architecture
 
-RANK = 8  # of the dummy LoRA
-LAYERS = ("to_q", "to_k", "to_v", "to_out.0")  # that it changes
+RANK = 64  # of the dummy LoRA, and the layers that it changes: as published ones for few steps have them
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Lever:
         return self.arguments.get("*", {}) | self.arguments.get(arch.family, {})
 
 
-def denoisers(pipe, arch: Architecture) -> list[torch.nn.Module]:
-    """The pipeline's denoisers, one or two."""
-    return [getattr(pipe, name) for name in arch.denoisers]
+def denoisers(pipe, arch: Architecture) -> dict[str, torch.nn.Module]:
+    """The pipeline's denoisers, one or two, by name."""
+    return {name: getattr(pipe, name) for name in arch.denoisers if getattr(pipe, name) is not None}
 
 
 def dummy_lora(denoiser: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A LoRA with random weights for the attention layers, under the names that `load_lora_weights` takes."""
+    """A LoRA with random weights for the blocks' matrices, under the names that `load_lora_weights` takes."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, layer in denoiser.named_modules():
-        if isinstance(layer, torch.nn.Linear) and "attn" in name and name.endswith(LAYERS):
+        if isinstance(layer, torch.nn.Linear) and "blocks." in name and name.endswith(LAYERS):
             for matrix, shape in (("A", (RANK, layer.in_features)), ("B", (layer.out_features, RANK))):
                 weights[f"transformer.{name}.lora_{matrix}.weight"] = torch.randn(*shape, generator=generator) * 0.02
     return weights
@@ -51,7 +51,7 @@ def dummy_lora(denoiser: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tens
 
 def load_lora(pipe, arch: Architecture, steps: int) -> None:
     """A LoRA for each denoiser."""
-    for name, denoiser in zip(arch.denoisers, denoisers(pipe, arch), strict=True):
+    for name, denoiser in denoisers(pipe, arch).items():
         second = {"load_into_transformer_2": True} if name == "transformer_2" else {}
         pipe.load_lora_weights(dummy_lora(denoiser), adapter_name=name, **second)
 
@@ -60,7 +60,7 @@ def enable_cache(config: Callable[[int], Any]) -> Callable[[Any, Architecture, i
     """A cache in each denoiser, with what `config` returns for the number of steps."""
 
     def pull(pipe, arch: Architecture, steps: int) -> None:
-        for denoiser in denoisers(pipe, arch):
+        for denoiser in denoisers(pipe, arch).values():
             denoiser.enable_cache(config(steps))
 
     return pull
@@ -88,7 +88,7 @@ def set_backend(name: str) -> Callable[[Any, Architecture, int], None]:
     """Another kernel for attention."""
 
     def pull(pipe, arch: Architecture, steps: int) -> None:
-        for denoiser in denoisers(pipe, arch):
+        for denoiser in denoisers(pipe, arch).values():
             denoiser.set_attention_backend(name)
 
     return pull
@@ -98,7 +98,7 @@ def compile_blocks(backend: str) -> Callable[[Any, Architecture, int], None]:
     """Compile one block and use it for all of a kind."""
 
     def pull(pipe, arch: Architecture, steps: int) -> None:
-        for denoiser in denoisers(pipe, arch):
+        for denoiser in denoisers(pipe, arch).values():
             denoiser.compile_repeated_blocks(backend=backend)
 
     return pull
@@ -106,7 +106,7 @@ def compile_blocks(backend: str) -> Callable[[Any, Architecture, int], None]:
 
 def cast_to_fp8(pipe, arch: Architecture, steps: int) -> None:
     """Keep the weights in fp8, and compute in the model's own precision."""
-    for name, denoiser in zip(arch.denoisers, denoisers(pipe, arch), strict=True):
+    for name, denoiser in denoisers(pipe, arch).items():
         denoiser.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=arch.dtype(name))
 
 
@@ -114,7 +114,7 @@ def quantize_to_int8(pipe, arch: Architecture, steps: int) -> None:
     """Keep the weights of linear layers in 8-bit integers, with torchao."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    for denoiser in denoisers(pipe, arch):
+    for denoiser in denoisers(pipe, arch).values():
         quantize_(denoiser, Int8WeightOnlyConfig())
 
 

@@ -97,7 +97,8 @@ def drift_lines(data: Path) -> list[str]:
             f"Hop after hop ([lesson 08](../../notebooks/08_go_on.ipynb)), the miniature of `{one['model']}`: medians "
             f"over {one['clips']} clips that it was never trained on, each continued for {one['hops']} hops of a "
             f"second, on {one['device'].removeprefix('NVIDIA ')}, by `python -m data.make.measurements.drift "
-            f"{one['model']} --clips {one['clips']} --hops {one['hops']}`. Contrast, saturation and sharpness are relative to hop 1. {one['beats_freeze']:.0%} of "
+            f"{one['model']} --clips {one['clips']} --hops {one['hops']}`. "
+            f"Contrast, saturation and sharpness are relative to hop 1. {one['beats_freeze']:.0%} of "
             f"the clips that `{one['best']}` makes are nearer to the truth than the frozen last frame, and "
             f"{one['right_beats_wrong']:.0%} are nearer with the right prompt than with a wrong one.",
             "",

@@ -86,8 +86,8 @@ def place(pipe, arch: Architecture, offload: str, device: str) -> None:
             for name in arch.on_gpu:
                 accelerate.cpu_offload(getattr(pipe, name), torch.device(device))
     else:
-        for name in arch.denoisers:
-            offload_in_groups(getattr(pipe, name), offload, device)
+        for denoiser in filter(None, (getattr(pipe, name) for name in arch.denoisers)):
+            offload_in_groups(denoiser, offload, device)
         offload_whole_components(pipe, arch, device)
 
 
@@ -114,8 +114,8 @@ def offload_whole_components(pipe, arch: Architecture, device: str) -> None:
         for hook in hooks:
             hook.offload()
 
-    for name in arch.denoisers:
-        getattr(pipe, name).register_forward_pre_hook(offload_all)
+    for denoiser in filter(None, (getattr(pipe, name) for name in arch.denoisers)):
+        denoiser.register_forward_pre_hook(offload_all)
 
 
 class Stopwatch:
