@@ -159,10 +159,9 @@ def main(argv: list[str] | None = None) -> None:
                     continue
                 row = json.loads(line[4:])
                 rows = [one for one in rows if (one["model"], one["levers"]) != (model, row["levers"])] + [row]
-                record = {
-                    "rows": rows, "device": device, "vram_cap_gib": CAP_GIB, "offload": "group_leaf",
-                    "weights": "dummy", "versions": measure.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                }  # fmt: skip
+                about = {"device": device, "vram_cap_gib": CAP_GIB, "offload": "group_leaf", "weights": "dummy"}
+                date = datetime.now(UTC).isoformat(timespec="seconds")
+                record = {"rows": rows} | about | {"versions": measure.versions(), "date": date}
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 print(model, row["levers"], row.get("step_seconds"), row.get("failed", ""), flush=True)
