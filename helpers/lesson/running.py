@@ -56,7 +56,8 @@ def preparing(
     def prepare(mode, **options):
         pipe = load(**options)
         pipe.set_progress_bar_config(disable=True)  # the meter shows the progress
-        slice_activations(pipe, slice_tokens)
+        if slice_tokens is not None:
+            slice_activations(pipe, slice_tokens)
         for component in pipe.components.values():
             if isinstance(component, InTurn):  # an expert that is loaded only when it is called
                 component.when_loaded(lambda expert: modes[mode](SimpleNamespace(components={"transformer": expert})))

@@ -34,7 +34,7 @@ from helpers.lesson import use_onednn
 from helpers.models import MODELS, OFFLOAD_MODES, Architecture, checkpoint
 
 RECORD = ROOT / "data" / "measurements" / "levers" / "matrix.json"
-STEPS, FRAMES = 6, 9
+STEPS, FRAMES, SIZE = 6, 9, (96, 64)  # CogVideoX makes only its own size
 
 
 class Blocks:
@@ -73,9 +73,10 @@ def latents_of(model: str, lever: Lever, offload: str, device: str) -> tuple[tor
     lever.pull(pipe, arch, STEPS)
     place(pipe, arch, offload, device)
     blocks = Blocks(pipe, arch)
-    defaults = MODELS[model].defaults["miniature"]
+    fixed = MODELS[model].fixed_size and MODELS[model].defaults["miniature"]
+    size = (fixed.width, fixed.height) if fixed else SIZE
     torch.manual_seed(0)  # the same random embeddings in every run
-    given = arguments(arch, pipe, defaults.width, defaults.height, FRAMES, device)
+    given = arguments(arch, pipe, *size, FRAMES, device)
     given |= dict(num_inference_steps=STEPS, output_type="latent") | lever.call(arch)
     return pipe(**given).frames.float().cpu(), blocks.computed
 
