@@ -75,13 +75,37 @@ def test_hops_of_other_parameters_are_refused_and_nothing_is_overwritten(tmp_pat
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
+@pytest.mark.parametrize("damage", ["frames", "no frames", "notes", "no notes"])
+def test_a_damaged_hop_is_made_again(tmp_path, damage):
+    for number in range(3):
+        Hops(tmp_path, **MADE_FROM).add(number, frames(number), prompt="digs", seed=number)
+    path = tmp_path / ("002_frames.npy" if "frames" in damage else "002_notes.json")
+    if damage.startswith("no"):
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    damaged = Hops(tmp_path, **MADE_FROM)
+    assert len(damaged) == 1, "the second is missing"
+    damaged.add(1, frames(1), prompt="digs", seed=1)
+    assert len(damaged) == 3, "the third is still there"
+    assert [int(piece[0, 0, 0, 0]) for piece in damaged.pieces()] == [0, 1, 2]
+
+
+def test_hops_of_which_nobody_knows_the_origin_are_refused(tmp_path):
+    Hops(tmp_path, **MADE_FROM).add(0, frames(0), seed=0)
+    for content in ("{", None):
+        (tmp_path / "hops.json").write_text(content) if content else (tmp_path / "hops.json").unlink()
+        with pytest.raises(HopError, match=r"hops\.json is missing or damaged.*delete this folder"):
+            Hops(tmp_path, **MADE_FROM)
+
+
 def test_each_hop_has_a_prompt_and_the_last_one_goes_on():
     assert prompt_of_each_hop("it digs", 3) == ["it digs"] * 3
     assert prompt_of_each_hop("lowers its arm | digs|raises it", 4) == ["lowers its arm", "digs", *["raises it"] * 2]
     assert prompt_of_each_hop("", 2) == ["", ""]
     with pytest.raises(HopError, match="3 prompts for 2 hops: give at most 2, or more seconds"):
         prompt_of_each_hop("a | b | c", 2)
-    with pytest.raises(HopError, match="there is nothing"):
+    with pytest.raises(HopError, match="one part is empty"):
         prompt_of_each_hop("a | | c", 3)
 
 

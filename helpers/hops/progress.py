@@ -7,6 +7,7 @@ from typing import Any
 
 from IPython.display import display
 
+from helpers.charts.mime import METER_JSON
 from helpers.units import duration
 
 
@@ -30,9 +31,9 @@ class Progress:
         self._show()
         return tensors
 
-    def hop(self) -> None:
-        """Another hop is finished."""
-        self.number, self.at_step = self.number + 1, 0
+    def hop(self, finished: int | None = None) -> None:
+        """Another hop is finished, or so many are in all."""
+        self.number, self.at_step = self.number + 1 if finished is None else finished, 0
         self._show()
 
     def _show(self) -> None:
@@ -44,6 +45,9 @@ class Progress:
         """An estimate from the hops of this run; `None` before the first one is finished."""
         made = self.number - self._finished
         return (time.perf_counter() - self._began) / made * (self.hops - self.number) if made else None
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+        return {"text/plain": repr(self), METER_JSON: {"progress": {"line": repr(self)}}}
 
     def __repr__(self) -> str:
         if self.number == self.hops:

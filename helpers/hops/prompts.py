@@ -19,7 +19,7 @@ def prompt_of_each_hop(prompt: str, hops: int) -> list[str]:
     if len(prompts) > hops:
         raise HopError(f"{len(prompts)} prompts for {hops} hops: give at most {hops}, or more seconds.")
     if len(prompts) > 1 and not all(prompts):
-        raise HopError(f"prompt={prompt!r}: between two {BETWEEN} there is nothing; say what happens in each hop.")
+        raise HopError(f"prompt={prompt!r}: one part is empty; say what happens in each hop.")
     return prompts + prompts[-1:] * (hops - len(prompts))
 
 

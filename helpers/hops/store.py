@@ -6,6 +6,7 @@ RAM and VRAM do not grow with the number of hops, because frames are read back f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,34 +26,47 @@ class HopError(ValueError):
 
 
 class Hops:
-    """The hops in a folder: latents, frames and notes of each, which count once the frames are complete.
+    """The hops in a folder: latents, frames and notes of each.
+
+    A hop is finished once its frames are complete. One whose frames or notes are damaged counts as missing, and is made
+    again; from its latents, if these are whole.
 
     Args:
         folder: Where they lie. It is created with the first hop.
         made_from: What all hops depend on, as JSON can hold it: the weights, the clip, size, steps.
 
     Raises:
-        HopError: If the folder holds hops that were made from something else. Nothing is overwritten.
+        HopError: If the folder holds hops that were made from something else, or from nobody knows what. Nothing is
+            overwritten.
     """
 
     def __init__(self, folder: str | Path, **made_from: Any) -> None:
         self.folder, self.made_from = Path(folder), made_from
-        self._check(self.folder / "hops.json", self.made_from, "it holds hops")
+        every = self.folder / "hops.json"
+        if not self._check(every, self.made_from, "it holds hops") and any(self.folder.glob("*_frames.npy")):
+            raise HopError(
+                f"{self.folder}: {every.name} is missing or damaged, so what its hops were made from is not known. "
+                "Choose another out_dir, or delete this folder."
+            )
 
     def __len__(self) -> int:
         """How many hops are finished, without a gap."""
         number = 0
-        while self._path(number, "frames.npy").exists():
+        while self._is_finished(number):
             number += 1
         return number
+
+    def _is_finished(self, number: int) -> bool:
+        return _is_whole(self._path(number, "frames.npy")) and _read(self._path(number, "notes.json")) is not None
 
     def _path(self, number: int, name: str) -> Path:
         return self.folder / f"{number + 1:03d}_{name}"
 
-    def _check(self, path: Path, expected: dict, what: str) -> None:
-        if not path.exists():
-            return
-        found = json.loads(path.read_text(encoding="utf-8"))
+    def _check(self, path: Path, expected: dict, what: str) -> bool:
+        """Whether there is anything to compare with."""
+        found = _read(path)
+        if found is None:
+            return False
         expected = json.loads(json.dumps(expected))  # a tuple comes back as a list
         for name in expected:
             if found.get(name) != expected[name]:
@@ -60,6 +74,7 @@ class Hops:
                     f"{self.folder}: {what} made with {name}={found.get(name)!r}, and this run has {expected[name]!r}. "
                     "Choose another out_dir, or delete this folder."
                 )
+        return True
 
     def check(self, number: int, **depends_on: Any) -> None:
         """Raise a HopError if a finished hop was made from something else than this run would make it from."""
@@ -93,7 +108,7 @@ class Hops:
         if not len(frames):
             raise HopError(f"hop {number + 1} has no frames.")
         every = self.folder / "hops.json"
-        if not every.exists():
+        if _read(every) is None:
             with replacing(every) as temporary:
                 temporary.write_text(json.dumps(self.made_from), encoding="utf-8")
         with replacing(self._path(number, "notes.json")) as temporary:
@@ -131,3 +146,22 @@ class Hops:
             frames = self.frames(number)
             for begin in range(0, len(frames), count):
                 yield np.array(frames[begin : begin + count])
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a .npy file has all the bytes that its header promises."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            return file.tell() + math.prod(shape) * dtype.itemsize == path.stat().st_size
+    except (OSError, ValueError):  # missing, or no header
+        return False
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a JSON file says, or `None` if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -75,7 +75,9 @@ def status(notebook: NotebookNode | None) -> str:
     line = f"cell {running[-1] + 1} of {len(code)}, {cell.id}"
     meters = [output.get("data", {}).get(METER_JSON) for output in list(cell.outputs)]
     progress = next((meter["progress"] for meter in reversed(meters) if meter and meter.get("progress")), None)
-    if progress:
+    if progress and "line" in progress:
+        line += f": {progress['line']}"
+    elif progress:
         line += f": step {progress['step']} of {progress['steps']}"
         if progress["seconds_left"] is not None:
             line += f", about {duration(progress['seconds_left'])} left"

@@ -109,7 +109,10 @@ def run_lesson(
     from helpers.run_lesson.progress import ENGINE, Heartbeat  # imports papermill, too
 
     logging.getLogger("papermill").setLevel(logging.INFO if verbose else logging.ERROR)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LessonError(f"out_dir={str(out_dir)!r} cannot be made: {error.strerror}. Choose another.") from error
     temporary = out_dir / f"{notebook.stem}.{os.getpid()}.partial.ipynb"
     final, failed = out_dir / f"{notebook.stem}.ipynb", out_dir / f"{notebook.stem}.failed.ipynb"
     before, started = _stamps(out_dir), time.monotonic()
