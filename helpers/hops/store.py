@@ -42,6 +42,7 @@ class Hops:
 
     def __init__(self, folder: str | Path, **made_from: Any) -> None:
         self.folder, self.made_from = Path(folder), made_from
+        self._finished = 0  # hops whose files were found to be whole
         every = self.folder / "hops.json"
         if not self._check(every, self.made_from, "it holds hops") and any(self.folder.glob("*_frames.npy")):
             raise HopError(
@@ -51,10 +52,9 @@ class Hops:
 
     def __len__(self) -> int:
         """How many hops are finished, without a gap."""
-        number = 0
-        while self._is_finished(number):
-            number += 1
-        return number
+        while self._is_finished(self._finished):
+            self._finished += 1
+        return self._finished
 
     def _is_finished(self, number: int) -> bool:
         return _is_whole(self._path(number, "frames.npy")) and _read(self._path(number, "notes.json")) is not None
