@@ -60,6 +60,7 @@ MATRIX = {
             "latents_handed_over": 3, "steps": 1, "offload": "group_leaf", "compare": False, "resample": "nearest",
         },
     },
+    "09_faster": {"defaults": {}},
 }  # fmt: skip
 NAMES = {
     "01_ltx_video": "ltx_video", "02_wan22_ti2v_5b": "wan22_ti2v_5b", "03_wan22_i2v_a14b_gguf": "wan22_i2v_a14b",
@@ -68,7 +69,8 @@ NAMES = {
 MODEL_RUNS = [(lesson, run) for lesson in NAMES for run in MATRIX[lesson]]
 RUNS = [(lesson, run) for lesson, runs in MATRIX.items() for run in runs]
 LTX_RUNS = list(MATRIX["01_ltx_video"])
-EXERCISES = [*NAMES, "06_scoreboard", "07_slice_the_activations", "08_go_on"]  # the lessons with three to solve
+# the lessons with three exercises to solve
+EXERCISES = [*NAMES, "06_scoreboard", "07_slice_the_activations", "08_go_on", "09_faster"]
 MODES = ["none", "model", "sequential", "group_block", "group_leaf"]
 RECORD_KEYS = (
     "model width height num_frames offload device vram_cap_gib weights peak_allocated_gib peak_reserved_gib "
@@ -401,6 +403,21 @@ def test_a_clip_goes_on_hop_after_hop_and_does_not_fade(executed, lesson):
     frozen = clips.fit(source.frames[-1:], 288, 160).repeat(24, axis=0)
     assert clips.psnr(new[-24:], truth[-24:]) > clips.psnr(frozen, truth[-24:]) + 2, "in its fifth second, too"
     assert "worst" in printed(executed(lesson, "defaults"), lesson, "drift")
+
+
+@pytest.mark.parametrize("lesson", ["09_faster"])
+@pytest.mark.notebook
+def test_levers_save_time_and_the_record_says_what_they_did(executed, lesson):
+    folder = executed(lesson, "defaults") / "faster" / "ltx_video" / "excavator"
+    record = json.loads((folder / "run.json").read_text())
+    done = record["levers"]
+    assert done["plain"]["passes"] == 20 and done["2 steps"]["passes"] == 2 and record["steps"] == 2
+    assert done["TaylorSeer, default"]["computed"] == 1, "a lever that does nothing"
+    for name in ("first block 0.2", "MagCache", "TaylorSeer, lite"):
+        assert done[name]["computed"] < 0.9 and done[name]["to_plain"] > 30, name
+    for name in ("2 steps", "4 steps, fp8", "MagCache"):
+        assert done[name]["to_truth"] > done["plain"]["to_truth"] - 0.5, name
+    assert len(clips.read(folder / "continued.mp4")) == 72 + 24
 
 
 @pytest.mark.parametrize("lesson", ["08_go_on"])

@@ -8,6 +8,7 @@ All of them raise `ParameterError`, which says what would work.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def check_lora(path: str | Path, pipeline: Any, denoiser: torch.nn.Module, compo
     path = Path(path)
     if not path.is_file():
         raise ParameterError(f"lora={str(path)!r}: no such file; give the path of a .safetensors file.")
+    if importlib.util.find_spec("peft") is None:
+        raise ParameterError(f"lora={str(path)!r}: LoRAs need the package peft: pip install peft.")
     if not hasattr(pipeline, "lora_state_dict"):
         raise ParameterError(f"lora={str(path)!r}: {pipeline.__name__} loads no LoRA; leave it None.")
     other = next((name for name, word in EXPERTS.items() if word in path.name.lower() and name != component), None)
