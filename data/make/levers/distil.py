@@ -36,7 +36,7 @@ from helpers.files import replacing
 from helpers.lesson import use_onednn
 from helpers.models import Architecture
 
-TEACHER = 20  # steps
+TEACHER, BATCH = 20, 16  # steps, clips
 RANK, TARGETS = 8, ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
 SEEDS = 5_000_000  # of the clips: neither those of the miniatures' training nor those of evaluation
 MODELS = {"ltx_video": 1, "wan22_i2v_a14b": 2}  # and the student's steps
@@ -71,46 +71,61 @@ def drawn_clips(family, count: int, seed: int, frames: int) -> Iterator[tuple[to
         yield video[0], prompt
 
 
-def recorded(continuer, calls: Calls, frame, prompt, steps: int, seed: int) -> tuple[torch.Tensor, list]:
-    """The latents of the pipeline's own call, as the denoiser sees them, and what the denoiser was called with."""
-    latents = continuer.from_one(frame, prompt, steps, seed, output_type="latent")
-    return latents.to(continuer.pipe.device), calls.take()
+def recorded(continuer, calls: Calls, frame, prompt, steps: int, seed: int) -> list[tuple[str, dict]]:
+    """What the denoisers are called with in the pipeline's own run."""
+    calls.take()
+    continuer.from_one(frame, prompt, steps, seed, output_type="latent")
+    return calls.take()
 
 
-def known_after(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """1 where a token or an entry is to be predicted, 0 where it is given: a token's own timestep is then 0."""
-    wanted = (timestep > 0).to(like.dtype)
-    return wanted[..., None] if timestep.dim() > 1 else wanted.view(-1, *[1] * (like.dim() - 1))
+class Schedule:
+    """The calls of a run with a number of steps: which denoiser, at which time and noise level.
 
-
-class Student:
-    """The few calls that the student makes for a clip, and what it should answer.
-
-    A call is the teacher's first one, whose latents are pure noise, mixed with the teacher's answer for another noise
-    level.
+    Latents and noise are [B, tokens, channels] for LTX-Video and [B, channels, frames, rows, columns] for Wan, as the
+    denoisers see them. `first` is what a denoiser is called with first, when the latents are pure noise.
     """
 
-    def __init__(self, pipe, few: list[tuple[str, dict]]):
-        self.sigmas = [float(sigma) for sigma in pipe.scheduler.sigmas[: len(few)]]
-        self.names = [name for name, _ in few]
-        self.times = [kwargs["timestep"] for _, kwargs in few]
+    def __init__(self, pipe, calls: list[tuple[str, dict]]):
+        self.sigmas = [float(sigma) for sigma in pipe.scheduler.sigmas[: len(calls)]] + [0.0]
+        self.names = [name for name, _ in calls]
+        self.times = [kwargs["timestep"] for _, kwargs in calls]
         self.predicts_clean = pipe.scheduler.config.get("prediction_type") == "sample"
+        self.channels = pipe.vae.config.get("z_dim")  # Wan's condition lies beside the noise, in further channels
+
+    def noise(self, first: dict) -> torch.Tensor:
+        """The latents of the first call."""
+        hidden = first["hidden_states"]
+        return hidden[:, : self.channels] if hidden.dim() == 5 else hidden
+
+    def wanted(self, at: int, like: torch.Tensor) -> torch.Tensor:
+        """1 where something is to be predicted; a token that is given has the time 0."""
+        times = self.times[at].expand(len(like), *self.times[at].shape[1:])
+        wanted = (times > 0).to(like.dtype)
+        return wanted[..., None] if times.dim() > 1 else wanted.view(-1, *[1] * (like.dim() - 1))
+
+    def predict(self, denoiser, at: int, first: dict, latents: torch.Tensor) -> torch.Tensor:
+        """The clean latents that call number `at` predicts."""
+        hidden = first["hidden_states"]
+        full = torch.cat([latents, hidden[:, self.channels :]], dim=1) if hidden.dim() == 5 else latents
+        times = self.times[at].expand(len(latents), *self.times[at].shape[1:])
+        out = denoiser(**first | {"hidden_states": full, "timestep": times, "return_dict": False})[0]
+        return out if self.predicts_clean else latents - self.sigmas[at] * out
+
+    @torch.no_grad()
+    def answer(self, pipe, first: dict) -> torch.Tensor:
+        """The latents after all steps, by Euler's method."""
+        latents = noise = self.noise(first)
+        for at, name in enumerate(self.names):
+            clean = self.predict(getattr(pipe, name), at, first, latents)
+            latents = clean + (latents - clean) * self.sigmas[at + 1] / self.sigmas[at]
+            latents = torch.lerp(noise, latents, self.wanted(at, latents))  # what is given stays
+        return latents
 
     def loss(self, denoiser, at: int, first: dict, answer: torch.Tensor) -> torch.Tensor:
-        """The mean square error of the predicted latents [B, ...] in call number `at`."""
-        sigma, channels = self.sigmas[at], slice(None)
-        hidden = first["hidden_states"]
-        if hidden.dim() == 5:  # Wan: the condition is beside the noise, in channels of its own
-            channels = slice(answer.shape[1])
-            noise = hidden[:, channels]
-        else:
-            noise = hidden
-        mixed = (1 - sigma) * answer + sigma * noise
-        full = torch.cat([mixed, hidden[:, answer.shape[1] :]], dim=1) if hidden.dim() == 5 else mixed
-        times = self.times[at].expand(len(answer), *self.times[at].shape[1:])
-        out = denoiser(**first | {"hidden_states": full, "timestep": times, "return_dict": False})[0]
-        predicted = out if self.predicts_clean else mixed - sigma * out
-        return ((predicted - answer) * known_after(times, answer)).square().mean()
+        """The mean square error of the clean latents that call number `at` predicts from the answer with noise."""
+        mixed = torch.lerp(answer, self.noise(first), self.sigmas[at])
+        predicted = self.predict(denoiser, at, first, mixed)
+        return ((predicted - answer) * self.wanted(at, answer)).square().mean()
 
 
 def batched(rows: list[dict]) -> dict:
@@ -123,7 +138,7 @@ def batched(rows: list[dict]) -> dict:
     return stacked
 
 
-def train(denoiser, student: Student, at: int, firsts: list[dict], answers: list[torch.Tensor], minutes: float) -> dict:
+def train(denoiser, student: Schedule, at: int, firsts: list[dict], answers: list, minutes: float) -> dict:
     """Add a LoRA to a denoiser and train it; returns its weights, fp16."""
     from peft import LoraConfig, get_peft_model_state_dict
 
@@ -135,7 +150,7 @@ def train(denoiser, student: Student, at: int, firsts: list[dict], answers: list
     while (passed := time.perf_counter() - began) < limit:
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * max(0.0, 1 - passed / limit)
-        pick = torch.randint(len(answers), (16,)).tolist()
+        pick = torch.randint(len(answers), (BATCH,)).tolist()
         loss = student.loss(
             denoiser, at, batched([firsts[i] for i in pick]), torch.stack([answers[i] for i in pick])
         )
@@ -175,16 +190,15 @@ def distil(model: str, steps: int, clips: int, minutes: float, evaluated: int, f
     plain = evaluate(continuer, held_out, (1, 2, 4, TEACHER), teacher)
     print("plain", plain, flush=True)
 
-    calls.take()
     video, prompt = held_out[0]
-    student = Student(pipe, recorded(continuer, calls, video[0], prompt, steps, 0)[1])
+    student = Schedule(pipe, recorded(continuer, calls, video[0], prompt, steps, 0))
+    full = Schedule(pipe, recorded(continuer, calls, video[0], prompt, TEACHER, 0))
     firsts, answers, began = [], [], time.perf_counter()
     for i, (video, prompt) in enumerate(drawn_clips(family, clips, SEEDS, 1)):
-        answer, seen = recorded(continuer, calls, video[0], prompt, TEACHER, SEEDS + i)
-        firsts.append(seen[0][1])
-        answers.append(answer)
-        if i % 100 == 99:
-            print(f"  {i + 1} answers of the teacher, {time.perf_counter() - began:.0f} s", flush=True)
+        firsts.append(recorded(continuer, calls, video[0], prompt, 1, SEEDS + i)[0][1])
+    for begin in range(0, clips, BATCH):
+        answers += full.answer(pipe, batched(firsts[begin : begin + BATCH])).unbind()
+    print(f"{clips} answers of the teacher, {time.perf_counter() - began:.0f} s", flush=True)
     files = {}
     for at, name in enumerate(student.names):
         weights = train(getattr(pipe, name), student, at, firsts, answers, minutes)
