@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from helpers.forecast import CONTEXT_GIB, Controls, RequestError, Verdict, find_way, forecast, forecasts, plan
+from helpers.forecast import CONTEXT_GIB, GPU, Controls, RequestError, Verdict, find_way, forecast, forecasts, plan
 from helpers.forecast.__main__ import main
 from helpers.models import MODELS
 from tests.notebook_style import ROOT
@@ -247,3 +247,17 @@ def test_the_readmes_cards_hold_what_it_says():
                 assert one.fits(float(card)), (card, title, size, part[1])
                 claims += 1
     assert claims == 9
+
+
+def test_a_plan_stays_within_minutes():
+    size = {"width": 768, "height": 512, "num_frames": 121, "gpu": "RTX 4070 Ti"}
+    any_time = plan("ltx_video", **size, steps=8, guidance=False)
+    enough = any_time.best.minutes(8) * 1.01
+    within = plan("ltx_video", **size, steps=8, guidance=False, minutes=enough)
+    assert within.best.offload == any_time.best.offload
+    assert within.most_frames[within.best.offload] < any_time.most_frames[within.best.offload]
+    assert f"{within.best.minutes(8):.1f} minutes with 8 steps" in within.reasons[within.best.offload]
+    late = plan("ltx_video", **size, steps=8, guidance=False, minutes=enough / 2, grow=False)
+    assert late.best is None and late.way is None
+    with pytest.raises(RequestError, match="minutes cannot be estimated"):
+        plan("ltx_video", **(size | {"gpu": GPU("a new one", 8.0)}), minutes=5)

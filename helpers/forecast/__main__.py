@@ -10,7 +10,8 @@ from dataclasses import asdict
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
 from helpers.forecast.pipelines.base import RequestError
-from helpers.forecast.planner import SLICES, Verdict, Way, find_way, ram_savings
+from helpers.forecast.planning.planner import SLICES, Way, find_way, ram_savings
+from helpers.forecast.planning.verdict import Verdict
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import Forecasts
 from helpers.models.architecture import ArchitectureError

@@ -18,7 +18,6 @@ __all__, __getattr__, __dir__ = late(__name__, {
     "folders": ("fingerprint",),
     "machine": ("Environment", "EnvironmentProblem", "environment", "preview_download", "quiet_libraries"),
     "kernels": ("use_onednn",),
-    "levers": ("check_backend", "check_cache", "check_fp8", "check_lora", "usable_backends"),
     "cache": ("CachedEmbeddings", "SavedLatents"),
     "prompts": ("encode_prompts", "encoder_for", "encoder_from_files", "prompt_cut"),
     "offloading": ("offload_in_groups", "offload_sequentially"),

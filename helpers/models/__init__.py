@@ -13,6 +13,7 @@
 - With random weights: `dummy_folder` writes a full-size checkpoint to measure memory and time with.
 - Layer by layer: `LazyWeights` reads a text encoder's tensors from disk while it runs.
 - One expert at a time: `in_turn` loads each of two experts when its steps begin, and drops the other.
+- To save time: `check_lora`, `check_cache`, `check_backend` and `check_fp8` say what cannot work before it is loaded.
 - GGUF: `check_gguf` checks a file before it is loaded, `write_gguf` writes one.
 
 Importing this package does not import torch; using a name that needs torch does.
@@ -34,4 +35,5 @@ __all__, __getattr__, __dir__ = late(__name__, {
     ),
     "lazy_weights": ("LazyRows", "LazyWeights"),
     "experts": ("InTurn", "in_turn"),
+    "levers": ("LeverError", "check_backend", "check_cache", "check_fp8", "check_lora", "usable_backends"),
 })  # fmt: skip

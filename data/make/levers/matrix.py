@@ -1,7 +1,7 @@
 """Try every lever in every offload mode on every miniature: does it work, and are the latents those of mode "none"?
 
-    python -m data.make.levers.matrix                                    # minutes on a CPU
-    python -m data.make.levers.matrix --models ltx_video --levers compile --json
+    python -m data.make.levers.matrix                                    # 20 minutes on two CPU cores
+    python -m data.make.levers.matrix --models ltx_video --levers compile   # these rows again; the others stay
 
 The weights differ from model to model: bf16, fp16 for Stable Video Diffusion and GGUF for Wan2.2-I2V-A14B. Each lever
 of each model runs in a process of its own, because some leave traces: `set_attention_backend` changes the default of
@@ -62,7 +62,7 @@ class Blocks:
     @property
     def computed(self) -> float | None:
         """The share of passes in which the last block ran."""
-        return None if self.calls is None else round(self.calls / max(self.passes, 1), 3)
+        return round(self.calls / self.passes, 3) if self.calls else None  # compiled blocks call no hooks
 
 
 def latents_of(model: str, lever: Lever, offload: str, device: str) -> tuple[torch.Tensor, float | None]:
@@ -138,23 +138,23 @@ def main(argv: list[str] | None = None) -> None:
     if args.child:
         print("ROW " + json.dumps(try_lever(*args.child)), flush=True)
         return
-    rows = []
-    for model in args.models:
-        for name in args.levers:
-            rows.append(in_a_process(model, name))
-            print(f"{model:18s} {rows[-1]['title']:20s} {rows[-1]['modes']}", file=sys.stderr, flush=True)
-    record = {
-        "rows": rows, "steps": STEPS, "num_frames": FRAMES,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": measure.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    rows = {} if args.json or not RECORD.exists() else {
+        (row["model"], row["lever"]): row for row in json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
     }  # fmt: skip
-    text = json.dumps(record, indent=1) + "\n"
+    order = [(model, name) for model in MODELS for name in levers("cpu")]
+    for model, name in [(model, name) for model in args.models for name in args.levers]:
+        rows[model, name] = row = in_a_process(model, name)
+        print(f"{model:18s} {row['title']:20s} {row['modes']}", file=sys.stderr, flush=True)
+        record = {
+            "rows": [rows[one] for one in order if one in rows], "steps": STEPS, "num_frames": FRAMES,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "versions": measure.versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        if not args.json:  # after each row, so that a run that was stopped has not lost the others
+            with replacing(RECORD) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if args.json:
-        print(text)
-        return
-    with replacing(RECORD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"written: {RECORD.relative_to(ROOT)}")
+        print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

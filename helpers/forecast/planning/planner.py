@@ -1,16 +1,15 @@
 """Choose an offload mode for a GPU, and find how many frames and pixels fit in each mode.
 
     plan("wan22_i2v_a14b", vram_budget_gb=12, width=1280, height=720, num_frames=81)
-    Verdict.of(forecasts("ltx_video", ...), steps=50, vram_budget_gb=8, minutes=5)
+    plan("ltx_video", width=768, height=512, num_frames=121, steps=8, guidance=False, minutes=5)  # and in five minutes
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +20,6 @@ from helpers.forecast.pipelines import stages
 from helpers.forecast.pipelines.base import Request, RequestError
 from helpers.forecast.recording.recorder import architecture
 from helpers.forecast.result import CONTEXT_GIB, RAM_MARGIN, Forecast, Forecasts
-from helpers.forecast.stage import STAGES
 from helpers.models.architecture import Architecture
 from helpers.models.catalogue import MODELS
 
@@ -31,82 +29,6 @@ MOST_WIDTH = 1920  # and the search for the largest size here
 SAME_SHAPE = 0.07  # sizes whose aspect ratio differs by less count as the same shape
 
 Candidate = TypeVar("Candidate")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a clip fits budgets of memory and time, and in which mode.
-
-    Attributes:
-        fits: Whether any mode fits.
-        offload: The fastest mode that fits; if none does, the one that comes closest in memory.
-        minutes_per_clip: Estimated minutes in that mode, `None` if it does not fit the memory, or if the GPU's rates or
-            the steps are unknown.
-        why: The reason, in a sentence.
-        slice_tokens: Tokens at a time, `None` without slices.
-        options: All that was switched on to make it fit, as `forecasts` takes it (`Way.options`).
-    """
-
-    fits: bool
-    offload: str
-    minutes_per_clip: float | None
-    why: str
-    slice_tokens: int | None = None
-    options: dict[str, object] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        every: Forecasts,
-        *,
-        steps: int | None = None,
-        vram_budget_gb: float | None = None,
-        ram_budget_gb: float | None = None,
-        minutes: float | None = None,
-        options: dict[str, object] | None = None,
-    ) -> Verdict:
-        """Judge all modes of one model and size.
-
-        Args:
-            every: The forecasts of all modes.
-            steps: Denoising steps per clip; `None` if unknown, and then there is no estimate of minutes.
-            vram_budget_gb, ram_budget_gb, minutes: The budgets; `None` for no limit.
-            options: What was switched on to make it fit; it goes into the verdict.
-
-        Raises:
-            RequestError: If minutes are limited, but cannot be estimated.
-        """
-
-        made = functools.partial(cls, slice_tokens=every.first.request.slice_tokens, options=options or {})
-
-        def minutes_of(one: Forecast) -> float | None:
-            return None if steps is None else one.minutes(steps)
-
-        best = every.fastest(vram_budget_gb, ram_budget_gb)
-        if best is None:
-            working = [one for one in every.values() if not one.fails]
-            if not working:
-                first = every.first
-                return made(False, first.offload, None, f"{first.offload} does not work: {first.fails}")
-            enough = [one for one in working if one.fits(vram_budget_gb)]  # of VRAM: what is short is RAM
-            best = min(enough or working, key=lambda one: one.peak_ram_gib if enough else one.peak_vram_gib)
-            vram, ram = f"{best.peak_vram_gib:.1f} GiB of VRAM", f"{best.peak_ram_gib:.1f} GiB of RAM"
-            which = "no mode fits: " if len(every) > 1 else ""
-            why = f"{which}{best.offload} needs {vram}, {CONTEXT_GIB:g} more for CUDA itself, and {ram}"
-            return made(False, best.offload, None, why)
-        taken = minutes_of(best)
-        which = "is the fastest mode that fits:" if len(every) > 1 else "takes"
-        if minutes is not None:
-            if taken is None:
-                raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
-            if taken > minutes:
-                return made(
-                    False, best.offload, taken,
-                    f"the fastest mode that fits the memory, {best.offload}, takes {taken:.1f} minutes per clip",
-                )  # fmt: skip
-        peaks = f"{best.peak_vram_gib:.1f} GiB of VRAM at its peak ({STAGES[best.peak_stage.name]})"
-        why = f"{best.offload} {which} {peaks}, {best.peak_ram_gib:.1f} of RAM"
-        return made(True, best.offload, taken, why)
 
 
 @dataclass(frozen=True)
@@ -207,9 +129,11 @@ def plan(
     height: int,
     num_frames: int,
     grow: bool = True,
+    minutes: float | None = None,
+    steps: int | None = None,
     **options,
 ) -> Plan:
-    """Find the fastest mode that fits both budgets, or with slices if none does by itself, and how far each mode goes:
+    """Find the fastest mode that fits the budgets, or with slices if none does by itself, and how far each mode goes:
     the largest number of frames and the largest size.
 
     If the GPU's rates are unknown, the modes' usual order of speed decides (`helpers.forecast.result.FASTEST_FIRST`).
@@ -218,21 +142,32 @@ def plan(
         vram_budget_gb, ram_budget_gb: GiB to stay within; `None` for no limit of RAM.
         gpu: For the estimated seconds.
         grow: Whether to search for the largest number of frames and size, which takes some more forecasts.
+        minutes: Minutes per clip to stay within, `None` for no limit.
+        steps: Denoising steps; by default those of the model.
         options: More options of `helpers.forecast.forecasts`. `quantization` is by default that of the file that the
             lesson downloads.
 
-    Raises: as `helpers.forecast.forecasts`.
+    Raises: as `helpers.forecast.forecasts`, and a RequestError if minutes are limited, but cannot be estimated.
     """
 
     if str(checkpoint) in MODELS:
+        steps = steps or MODELS[checkpoint].defaults["pretrained"].steps
         options.setdefault("quantization", MODELS[checkpoint].quantization)
 
     def forecasts_at(width: int, height: int, frames: int) -> Forecasts:
         return forecasts(checkpoint, width=width, height=height, num_frames=frames, gpu=gpu, **options)
 
     requested = forecasts_at(width, height, num_frames)
+    if minutes is not None and (steps is None or requested.first.step_seconds is None):
+        raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
     best = requested.fastest(vram_budget_gb, ram_budget_gb)
     reasons = {mode: _reason(one, vram_budget_gb, ram_budget_gb) for mode, one in requested.items()}
+    if minutes is not None:
+        for mode, one in requested.items():
+            if one.fits(vram_budget_gb, ram_budget_gb):
+                reasons[mode] += f"; {one.minutes(steps):.1f} minutes with {steps} steps"
+        late = best is not None and best.minutes(steps) > minutes  # and so is every slower mode
+        best = None if late else best
     frames, sizes = dict.fromkeys(requested), dict.fromkeys(requested)
     if grow:
         arch = architecture(checkpoint, options.get("quantization"), options.get("dtype"))
@@ -244,8 +179,10 @@ def plan(
                 continue
 
             def excess(result: Forecasts, mode: str = mode) -> float:
-                over = result[mode].needs_vram_gib - vram_budget_gb
-                return over if ram_budget_gb is None else max(over, result[mode].needs_ram_gib - ram_budget_gb)
+                over = [result[mode].needs_vram_gib - vram_budget_gb]
+                over += [] if ram_budget_gb is None else [result[mode].needs_ram_gib - ram_budget_gb]
+                over += [] if minutes is None else [result[mode].minutes(steps) - minutes]
+                return max(over)
 
             frames[mode] = _last_that_fits(
                 lengths, num_frames, lambda length: excess(forecasts_at(width, height, length))
@@ -256,7 +193,9 @@ def plan(
                 )
     wanted = dict(options, width=width, height=height, num_frames=num_frames, gpu=gpu)
     budgets = {"vram_budget_gb": vram_budget_gb, "ram_budget_gb": ram_budget_gb}
-    way = find_way(checkpoint, **budgets, **wanted) if best is None else None
+    way = None if requested.fastest(vram_budget_gb, ram_budget_gb) else find_way(checkpoint, **budgets, **wanted)
+    if way is not None and minutes is not None and way.forecast.minutes(steps) > minutes:
+        way = None
     return Plan(best, requested, frames, sizes, reasons, way)
 
 

@@ -3,7 +3,7 @@
     check_lora("few_steps.safetensors", LTXImageToVideoPipeline, architecture.component("transformer"))
     check_cache("first_block", architecture.component("transformer"))
 
-All of them raise `ParameterError`, which says what would work.
+All of them raise `LeverError`, which says what would work.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 
-from helpers.lesson.values import ParameterError
-
 CACHES = ("none", "first_block", "magcache", "taylorseer")
 EXPERTS = {"transformer": "high_noise", "transformer_2": "low_noise"}  # in the names of published files
+
+
+class LeverError(ValueError):
+    """A lever that cannot work with this model or on this device; the message says what would."""
 
 
 def check_lora(path: str | Path, pipeline: Any, denoiser: torch.nn.Module, component: str = "transformer") -> int:
@@ -36,22 +38,22 @@ def check_lora(path: str | Path, pipeline: Any, denoiser: torch.nn.Module, compo
         The number of layers that it changes.
 
     Raises:
-        ParameterError: If the file does not exist, is no LoRA, or is one for another model or expert.
+        LeverError: If the file does not exist, is no LoRA, or is one for another model or expert.
     """
     path = Path(path)
     if not path.is_file():
-        raise ParameterError(f"lora={str(path)!r}: no such file; give the path of a .safetensors file.")
+        raise LeverError(f"lora={str(path)!r}: no such file; give the path of a .safetensors file.")
     if importlib.util.find_spec("peft") is None:
-        raise ParameterError(f"lora={str(path)!r}: LoRAs need the package peft: pip install peft.")
+        raise LeverError(f"lora={str(path)!r}: LoRAs need the package peft: pip install peft.")
     if not hasattr(pipeline, "lora_state_dict"):
-        raise ParameterError(f"lora={str(path)!r}: {pipeline.__name__} loads no LoRA; leave it None.")
+        raise LeverError(f"lora={str(path)!r}: {pipeline.__name__} loads no LoRA; leave it None.")
     other = next((name for name, word in EXPERTS.items() if word in path.name.lower() and name != component), None)
     if other and component in EXPERTS and getattr(pipeline, "__name__", "").startswith("Wan"):
-        raise ParameterError(f"lora={str(path)!r}: its name says that it is for {other}, not for {component}.")
+        raise LeverError(f"lora={str(path)!r}: its name says that it is for {other}, not for {component}.")
     try:
         weights = pipeline.lora_state_dict(str(path))
     except Exception as error:  # whatever a file that is something else makes the readers raise
-        raise ParameterError(f"lora={str(path)!r}: no LoRA that {pipeline.__name__} can read: {error}") from error
+        raise LeverError(f"lora={str(path)!r}: no LoRA that {pipeline.__name__} can read: {error}") from error
     layers_of = {name: one for name, one in denoiser.named_modules() if isinstance(one, torch.nn.Linear)}
     shapes = {name: (one.out_features, one.in_features) for name, one in layers_of.items()}
     layers = set()
@@ -61,19 +63,19 @@ def check_lora(path: str | Path, pipeline: Any, denoiser: torch.nn.Module, compo
             continue
         at, side = (1, "inputs") if matrix.startswith("A") else (0, "outputs")
         if name not in shapes:
-            raise ParameterError(
+            raise LeverError(
                 f"lora={str(path)!r}: it changes a layer {name}, which {type(denoiser).__name__} lacks: "
                 "it is for another model."
             )
         has, wants = shapes[name][at], weight.shape[at]
         if has != wants:
-            raise ParameterError(
+            raise LeverError(
                 f"lora={str(path)!r}: its layer {name} has {wants} {side}, and the model's {has}: "
                 "it is for another size of the model."
             )
         layers.add(name)
     if not layers:
-        raise ParameterError(f"lora={str(path)!r}: no weights of a LoRA in this file.")
+        raise LeverError(f"lora={str(path)!r}: no weights of a LoRA in this file.")
     return len(layers)
 
 
@@ -81,22 +83,22 @@ def check_cache(name: str, denoiser: torch.nn.Module) -> None:
     """Whether diffusers has this cache for a denoiser.
 
     Raises:
-        ParameterError: If there is no such cache, or if the denoiser takes none.
+        LeverError: If there is no such cache, or if the denoiser takes none.
     """
     if name not in CACHES:
-        raise ParameterError(f"cache={name!r}: choose one of {', '.join(CACHES)}.")
+        raise LeverError(f"cache={name!r}: choose one of {', '.join(CACHES)}.")
     if name == "none":
         return
     kind = type(denoiser).__name__
     if not hasattr(denoiser, "enable_cache"):
-        raise ParameterError(f"cache={name!r}: {kind} takes no cache; only cache='none' works.")
+        raise LeverError(f"cache={name!r}: {kind} takes no cache; only cache='none' works.")
     blocks = getattr(denoiser, "transformer_blocks", None) or denoiser.blocks
     try:
         TransformerBlockRegistry.get(type(blocks[0]))
     except ValueError as error:
         if name != "taylorseer":
             works = "cache='taylorseer' or 'none' works"
-            raise ParameterError(f"cache={name!r}: diffusers does not know the blocks of {kind}; {works}.") from error
+            raise LeverError(f"cache={name!r}: diffusers does not know the blocks of {kind}; {works}.") from error
 
 
 def backend_fails(name: str, device: str, dtype: torch.dtype) -> str | None:
@@ -121,21 +123,21 @@ def check_backend(name: str, device: str, dtype: torch.dtype) -> None:
     """Whether an attention backend works on this device.
 
     Raises:
-        ParameterError: If there is no such backend, or if it does not work here; the message lists those that do.
+        LeverError: If there is no such backend, or if it does not work here; the message lists those that do.
     """
     known = [one.value for one in AttentionBackendName]
     why = backend_fails(name, device, dtype) if name in known else "diffusers has no such backend"
     if why:
-        raise ParameterError(f"attention={name!r}: {why}. Here work: {', '.join(usable_backends(device, dtype))}.")
+        raise LeverError(f"attention={name!r}: {why}. Here work: {', '.join(usable_backends(device, dtype))}.")
 
 
 def check_fp8(device: str, dtype: torch.dtype) -> None:
     """Whether weights can be kept in fp8 on this device, and computed in `dtype`.
 
     Raises:
-        ParameterError: If the device cannot convert them.
+        LeverError: If the device cannot convert them.
     """
     try:
         torch.ones(8, device=device, dtype=dtype).to(torch.float8_e4m3fn).to(dtype)
     except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise ParameterError(f"fp8=True: {device} cannot convert fp8 ({error}); leave it False.") from error
+        raise LeverError(f"fp8=True: {device} cannot convert fp8 ({error}); leave it False.") from error

@@ -14,7 +14,7 @@ from helpers.charts import svg
 from helpers.charts.table import Picture
 from helpers.forecast.forecasting import forecasts
 from helpers.forecast.gpus import DEFAULT_GPU, GPUS
-from helpers.forecast.planner import SLICES
+from helpers.forecast.planning.planner import SLICES
 from helpers.forecast.result import Forecast
 from helpers.models.catalogue import MODELS, OFFLOAD_MODES
 from helpers.units import duration

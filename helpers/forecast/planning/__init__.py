@@ -1,0 +1,1 @@
+"""What fits a card, and the time that there is."""
