@@ -21,7 +21,7 @@ class Lever:
     Attributes:
         title: Its name, as the tables show it.
         pull: Changes the pipeline; gets it, its architecture and the number of steps.
-        arguments: The arguments of the pipeline's call that change, by family; "*" is for every family.
+        arguments: The arguments of the pipeline's call that change, by family; "*" is for all others.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Lever:
 
     def call(self, arch: Architecture) -> dict[str, Any]:
         """The arguments that change for this model."""
-        return self.arguments.get("*", {}) | self.arguments.get(arch.family, {})
+        return self.arguments.get(arch.family, self.arguments.get("*", {}))
 
 
 def denoisers(pipe, arch: Architecture) -> dict[str, torch.nn.Module]:
