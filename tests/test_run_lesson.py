@@ -154,6 +154,22 @@ def test_a_long_cell_tells_how_far_it_is(lesson, capsys, monkeypatch):
     assert any("cell 4 of 4, step-2: step 1 of 4 (" in line for line in lines), "no estimate after one step"
 
 
+SLOW_HOPS = """\
+import time
+from helpers.hops import Progress
+hops = Progress(3, steps=4)
+for _ in range(3):
+    time.sleep(0.6)
+    hops.hop()"""
+
+
+def test_a_long_run_of_hops_tells_at_which_it_is(lesson, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.1)
+    assert lesson("a = 1", SLOW_HOPS) == 0
+    out = capsys.readouterr().out
+    assert "step-2: hop 2 of 3, step 0 of 4, about 1 s left (" in out, out
+
+
 def test_before_the_first_cell_there_is_nothing_to_tell():
     assert progress.status(None) == "" == progress.status(new_notebook(cells=[new_code_cell("a = 1")]))
 
