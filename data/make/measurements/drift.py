@@ -12,8 +12,12 @@ noise, and is compared with the frames that really follow:
 - "latents": their latents are handed over as they are, except for the first, which holds a single frame;
 - "anchor": the same, and the first is that of the clip's last frame, in every hop.
 
-All but the first give the new frames the grain that the model's own version of the clip's last frame lacks, wherever
-nothing has moved since, and let each hop begin exactly where the one before it ended (`helpers.clips.fade_in`).
+- "windows": `LTXI2VLongMultiPromptPipeline` makes all frames in one call, in windows that overlap by that many frames,
+  whose latents are handed over whole; only LTX-Video has it, and only `--ways windows` measures it.
+
+All but the first and the last give the new frames the grain that the model's own version of the clip's last frame
+lacks, wherever nothing has moved since, and let each hop begin exactly where the one before it ended
+(`helpers.clips.fade_in`).
 
 All figures are medians over clips, in lists with an entry per hop: "psnr" and "moving_psnr" in dB, the latter over
 pixels that differ from the clip's last frame; "contrast", "saturation" and "sharpness" relative to the first hop's
@@ -46,6 +50,7 @@ from helpers.hops import hop_frames, hop_latents
 from helpers.lesson import use_onednn
 
 WAYS = ("last_frame", "several", "latents", "anchor")
+WINDOWS = "windows"
 RATIOS = ("contrast", "saturation", "sharpness")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -64,6 +69,8 @@ def go_on(
     continuer: Continuer, family: Family, way: str, past: np.ndarray, prompt: str, count: int, steps: int, seed: int
 ) -> np.ndarray:
     """`count` frames that continue `past`, `np.uint8` [T, H, W, 3], hop after hop, each with noise of its own."""
+    if way == WINDOWS:
+        return in_windows(continuer, family, past[-1], prompt, count, steps, seed)
     new, hop, latents = past[:0], 0, None
     model = continuer.continuing(steps) if way != "last_frame" else None
     anchor = model.encode(past[-1:]) if way == "anchor" else None
@@ -80,6 +87,24 @@ def go_on(
             made = fade_in(made, seen[-1])[1:]
         new, hop = np.concatenate([new, made]), hop + 1
     return new[:count]
+
+
+def in_windows(
+    continuer: Continuer, family: Family, frame: np.ndarray, prompt: str, count: int, steps: int, seed: int
+) -> np.ndarray:
+    """`count` frames that continue one, by the pipeline that makes all windows in one call."""
+    from diffusers import LTXI2VLongMultiPromptPipeline
+
+    pipe, (width, height) = LTXI2VLongMultiPromptPipeline(**continuer.pipe.components), family.size
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe(
+        prompt=prompt, cond_image=Image.fromarray(frame), cond_strength=1.0, width=width, height=height,
+        num_frames=count + 1, frame_rate=family.fps, num_inference_steps=steps, guidance_scale=1.0, seed=seed,
+        temporal_tile_size=family.frames, temporal_overlap=family.context, temporal_overlap_cond_strength=1.0,
+        decode_timestep=None, decode_noise_scale=None, decode_horizontal_tiles=1, decode_vertical_tiles=1,
+        decode_overlap=1, generator=torch.Generator().manual_seed(seed), output_type="np",
+    ).frames[0]  # fmt: skip
+    return (frames * 255).round().clip(0, 255).astype("uint8")[1 : count + 1]  # the last window may go beyond
 
 
 def figures(new: np.ndarray, true: np.ndarray, past: np.ndarray, hops: int, call: int) -> dict[str, list[float]]:
@@ -172,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
     sheet = "the end of each hop of the first clips, a row per way"
     parser = command_line(__doc__.splitlines()[0], 24, sheet)
     parser.add_argument("--hops", type=int, default=5, help="how often each is continued (default: %(default)s)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="the last one is the best (default: all that it can)")
+    help_ = "the last one is the best (default: all that it can)"
+    parser.add_argument("--ways", nargs="+", choices=(*WAYS, WINDOWS), help=help_)
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the clips (default: %(default)s)")
     args = parser.parse_args(argv)
     folder, steps = folder_and_steps(args)

@@ -89,7 +89,7 @@ def drift_lines(data: Path) -> list[str]:
     lines: list[str] = []
     for path in sorted((data / "measurements" / "drift").glob("*.json")):
         one = json.loads(path.read_text(encoding="utf-8"))
-        ends = sorted({1, 5, one["hops"]})
+        ends, only = sorted({1, 5, one["hops"]}), " --ways windows" if one["ways"] == ["windows"] else ""
         heads = [f"hop {hop}: PSNR, all / moving" for hop in ends]
         heads += [f"{name} at {one['hops']}" for name in ("contrast", "saturation", "sharpness")]
         lines += [
@@ -97,7 +97,7 @@ def drift_lines(data: Path) -> list[str]:
             f"Hop after hop ([lesson 08](../../notebooks/08_go_on.ipynb)), the miniature of `{one['model']}`: medians "
             f"over {one['clips']} clips that it was never trained on, each continued for {one['hops']} hops of a "
             f"second, on {one['device'].removeprefix('NVIDIA ')}, by `python -m data.make.measurements.drift "
-            f"{one['model']} --clips {one['clips']} --hops {one['hops']}`. "
+            f"{one['model']} --clips {one['clips']} --hops {one['hops']}{only}`. "
             f"Contrast, saturation and sharpness are relative to hop 1. {one['beats_freeze']:.0%} of "
             f"the clips that `{one['best']}` makes are nearer to the truth than the frozen last frame, and "
             f"{one['right_beats_wrong']:.0%} are nearer with the right prompt than with a wrong one.",
