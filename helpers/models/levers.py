@@ -48,7 +48,7 @@ def check_lora(path: str | Path, pipeline: Any, denoiser: torch.nn.Module, compo
     if not hasattr(pipeline, "lora_state_dict"):
         raise LeverError(f"lora={str(path)!r}: {pipeline.__name__} loads no LoRA; leave it None.")
     other = next((name for name, word in EXPERTS.items() if word in path.name.lower() and name != component), None)
-    if other and component in EXPERTS and getattr(pipeline, "__name__", "").startswith("Wan"):
+    if other and component in EXPERTS and pipeline.__name__.startswith("Wan"):
         raise LeverError(f"lora={str(path)!r}: its name says that it is for {other}, not for {component}.")
     try:
         weights = pipeline.lora_state_dict(str(path))

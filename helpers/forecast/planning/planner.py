@@ -160,14 +160,14 @@ def plan(
     requested = forecasts_at(width, height, num_frames)
     if minutes is not None and (steps is None or requested.first.step_seconds is None):
         raise RequestError("minutes cannot be estimated: give a GPU of the table, and the number of steps.")
-    best = requested.fastest(vram_budget_gb, ram_budget_gb)
+    best = fastest = requested.fastest(vram_budget_gb, ram_budget_gb)
     reasons = {mode: _reason(one, vram_budget_gb, ram_budget_gb) for mode, one in requested.items()}
     if minutes is not None:
         for mode, one in requested.items():
             if one.fits(vram_budget_gb, ram_budget_gb):
                 reasons[mode] += f"; {one.minutes(steps):.1f} minutes with {steps} steps"
-        late = best is not None and best.minutes(steps) > minutes  # and so is every slower mode
-        best = None if late else best
+        if fastest is not None and fastest.minutes(steps) > minutes:  # and so are all slower modes
+            best = None
     frames, sizes = dict.fromkeys(requested), dict.fromkeys(requested)
     if grow:
         arch = architecture(checkpoint, options.get("quantization"), options.get("dtype"))
@@ -193,7 +193,7 @@ def plan(
                 )
     wanted = dict(options, width=width, height=height, num_frames=num_frames, gpu=gpu)
     budgets = {"vram_budget_gb": vram_budget_gb, "ram_budget_gb": ram_budget_gb}
-    way = None if requested.fastest(vram_budget_gb, ram_budget_gb) else find_way(checkpoint, **budgets, **wanted)
+    way = find_way(checkpoint, **budgets, **wanted) if fastest is None else None
     if way is not None and minutes is not None and way.forecast.minutes(steps) > minutes:
         way = None
     return Plan(best, requested, frames, sizes, reasons, way)
