@@ -80,24 +80,16 @@ def measured(model: str, names: list[str], device: str, folder: Path, arch: Arch
     given = arguments(arch, pipe, *SIZES[model], device)
     for lever in pulled:
         given |= lever.call(arch)
-    times = []
-
-    def step_ended(pipe, number, timestep, tensors):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter())
-        return tensors
-
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    given |= dict(num_inference_steps=steps, output_type="latent", callback_on_step_end=step_ended)
+    timer = measure.StepTimer()
+    given |= dict(num_inference_steps=steps, output_type="latent", callback_on_step_end=timer)
     latents = pipe(**given).frames
-    each = [after - before for before, after in zip(times, times[1:], strict=False)]
-    usual = statistics.mean if "magcache" in names else statistics.median
-    cuda = device == "cuda"
+    each, cuda = timer.durations[1:], device == "cuda"
     return {
-        "step_seconds": usual(each), "step_times": [round(one, 4) for one in each],
+        "step_seconds": statistics.mean(each) if "magcache" in names else timer.step_seconds,
+        "step_times": [round(one, 4) for one in each],
         "peak_allocated_gib": torch.cuda.max_memory_allocated() / GIB if cuda else None,
         "peak_reserved_gib": torch.cuda.max_memory_reserved() / GIB if cuda else None,
         "peak_ram_gib": measure.ram() / GIB, "finite": bool(latents.isfinite().all()),
